@@ -1,0 +1,1 @@
+"""Bilevel problems, their hypergradients with a certificate, and the algorithms that use them."""

@@ -1,0 +1,1 @@
+"""Bilevel algorithms as (init, update) pairs, one file an algorithm."""

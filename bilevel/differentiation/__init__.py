@@ -1,0 +1,1 @@
+"""Derivatives of a solver's solution: implicit, unrolled, finite-difference."""

@@ -1,0 +1,1 @@
+"""Gradient estimates from loss values: (loss, params, key) -> SeededGradient."""

@@ -1,0 +1,1 @@
+"""Pallas kernels of the perturbed products, one file an operation."""

@@ -1,0 +1,1 @@
+"""Parameters that live in host memory and stream through the accelerator."""
