@@ -1,0 +1,29 @@
+"""Optimizers for JAX that agree with their authors' code, as optax transformations."""
+
+from optim.averaging.ema import params_ema
+from optim.averaging.evaluation import evaluation_params
+from optim.control.hyperparams import inject_hyperparams
+from optim.control.nonfinite import keep_if_finite
+from optim.elementwise.lion import ScaleByLionState, lion, scale_by_lion
+from optim.inspection import describe
+from optim.quantized.stochastic_rounding import apply_updates, stochastic_round
+from optim.schedules.linear import linear_decay_schedule
+from optim.schedules.wsd import wsd_schedule
+from optim.trees import path_labels, path_string
+
+__all__ = [
+    "ScaleByLionState",
+    "apply_updates",
+    "describe",
+    "evaluation_params",
+    "inject_hyperparams",
+    "keep_if_finite",
+    "linear_decay_schedule",
+    "lion",
+    "params_ema",
+    "path_labels",
+    "path_string",
+    "scale_by_lion",
+    "stochastic_round",
+    "wsd_schedule",
+]

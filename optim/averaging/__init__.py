@@ -1,0 +1,1 @@
+"""Averages of the parameters, and evaluation_params, which finds the parameters to evaluate."""

@@ -1,0 +1,1 @@
+"""Estimates of curvature, which are not optimizers: products, diagonal, spectrum."""

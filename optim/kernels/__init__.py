@@ -1,0 +1,1 @@
+"""Pallas kernels, one file an operation: reference, kernel, dispatcher."""

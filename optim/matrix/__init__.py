@@ -1,0 +1,1 @@
+"""Optimizers that treat a gradient as a matrix: muon, scion, soap, shampoo, kron, cosmos."""

@@ -1,0 +1,1 @@
+"""Precision of states and parameters: stochastic rounding, eight-bit states."""

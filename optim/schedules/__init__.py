@@ -1,0 +1,1 @@
+"""Functions count -> value, traceable: wsd, linear decay, refined, step law, ..."""

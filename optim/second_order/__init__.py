@@ -1,0 +1,1 @@
+"""Optimizers that consume curvature of the loss: sophia, adahessian, mfac, ..."""

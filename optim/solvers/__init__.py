@@ -1,0 +1,1 @@
+"""Linear solves, preconditioners, inverse roots and windowed inverses, on pytrees."""

@@ -1,0 +1,1 @@
+"""Optimizers that move or remember a part of the parameters: galore, apollo, frugal, badam, ..."""

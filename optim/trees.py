@@ -1,0 +1,153 @@
+"""What jax.tree and optax.tree lack: labels and keys by path, dtypes of accumulators."""
+
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+
+def accumulator_dtype(*leaves: ArrayLike) -> jnp.dtype:
+    """The dtype for arithmetic on these leaves: theirs promoted, float32 at least."""
+    dtypes = [jnp.result_type(x) for x in leaves]
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(jnp.float32, *(d for d in dtypes if d != jax.dtypes.float0))
+
+
+def as_dtype(leaf: ArrayLike, dtype: jnp.dtype) -> jax.Array:
+    """The leaf in the dtype; a float0 leaf, the gradient of integers, becomes zeros."""
+    if jnp.result_type(leaf) == jax.dtypes.float0:
+        return jnp.zeros(jnp.shape(leaf), dtype)
+    return jnp.asarray(leaf, dtype)
+
+
+def promote(tree: Any) -> Any:
+    """The tree with every leaf in its `accumulator_dtype`."""
+    return jax.tree.map(lambda x: as_dtype(x, accumulator_dtype(x)), tree)
+
+
+def with_promoted_params(
+    inner: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """`inner`, shown the parameters in their `accumulator_dtype` when it updates.
+
+    `optax.add_decayed_weights` would otherwise round decay times a bfloat16 parameter to bfloat16.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        return inner.update(updates, state, promote(params), **extra_args)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+_REQUIRED = object()
+
+
+def path_string(path: tuple[Any, ...]) -> str:
+    """The path of a leaf as patterns see it, such as `blocks/attention/query/kernel`.
+
+    Args:
+      path: the key path that `jax.tree.leaves_with_path` gives.
+
+    >>> import jax, optim
+    >>> [optim.path_string(path) for path, _ in jax.tree.leaves_with_path({"a": [1, 2]})]
+    ['a/0', 'a/1']
+    """
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def path_labels(
+    tree: Any,
+    rules: Mapping[str, Any] | Iterable[tuple[str, Any]],
+    default: Any = _REQUIRED,
+) -> Any:
+    """A tree like `tree` that holds, for each leaf, the label of the pattern that matches its path.
+
+    The result serves as the labels of `optax.partition` or, with boolean labels, as a mask. A leaf
+    that is None or that `optax.masked` has taken out stays as it is and needs no label; it keeps its
+    path, and a pattern may match none but such leaves.
+
+    Args:
+      tree: parameters, or anything with their structure.
+      rules: (pattern, label) pairs; a pattern is a regular expression for the whole path.
+      default: the label of a leaf that no pattern matches; without it such a leaf is an error.
+
+    Raises:
+      ValueError: a pattern is no regular expression or matches nothing, patterns with different
+        labels match one leaf, or a leaf is left without a label.
+
+    >>> import optim
+    >>> optim.path_labels({"w": 1, "norm": {"scale": 2}}, {"w": "muon", "norm/.*": "adam"})
+    {'norm': {'scale': 'adam'}, 'w': 'muon'}
+    """
+    given = rules.items() if isinstance(rules, Mapping) else rules
+    pairs = [(_compiled(pattern), label) for pattern, label in given]
+    leaves, structure = jax.tree.flatten_with_path(tree, is_leaf=_absent)
+    paths = [path_string(path) for path, _ in leaves]
+    for pattern, _ in pairs:
+        # Transformations are also initialised on empty trees, by optax.tree.map_params for one.
+        if paths and not any(pattern.fullmatch(path) for path in paths):
+            raise ValueError(
+                f"path_labels: the pattern {pattern.pattern!r} in rules matches no leaf; "
+                f"the paths are: {_listed(paths)}."
+            )
+    labels = [
+        leaf if _absent(leaf) else _label(path, pairs, default)
+        for path, (_, leaf) in zip(paths, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, labels)
+
+
+def _absent(leaf: Any) -> bool:
+    return leaf is None or isinstance(leaf, optax.MaskedNode)
+
+
+def _label(path: str, pairs: list[tuple[re.Pattern[str], Any]], default: Any) -> Any:
+    found = [(pattern.pattern, label) for pattern, label in pairs if pattern.fullmatch(path)]
+    if any(label != found[0][1] for _, label in found):
+        patterns = " and ".join(repr(pattern) for pattern, _ in found)
+        raise ValueError(
+            f"path_labels: {patterns} in rules match one leaf, {path!r}, with different labels; "
+            f"a leaf takes one label."
+        )
+    if found:
+        return found[0][1]
+    if default is _REQUIRED:
+        raise ValueError(
+            f"path_labels: no pattern in rules matches the leaf {path!r}; add one, or a default."
+        )
+    return default
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"path_labels: {pattern!r} in rules is no regular expression: {error}."
+        ) from error
+
+
+def _listed(paths: list[str], most: int = 12) -> str:
+    more = f", and {len(paths) - most} more" if len(paths) > most else ""
+    return ", ".join(paths[:most]) + more
+
+
+def named_key(key: jax.Array, name: str) -> jax.Array:
+    """The key of one user of `key`, so that no two names draw the same numbers from it.
+
+    Args:
+      key: a typed key.
+      name: of the method that draws, or the path of the leaf that it draws for.
+    """
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
