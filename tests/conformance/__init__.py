@@ -1,0 +1,1 @@
+"""Replays of trajectories recorded from the authors' own code."""

@@ -1,0 +1,110 @@
+"""Replays a recording through our code and measures how far the two are apart."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import optim
+
+from .recording import Recording
+
+
+class Pair(NamedTuple):
+    """One leaf: our values and the recorded ones."""
+
+    ours: np.ndarray  # (steps, ...) after each step
+    recorded: np.ndarray  # (steps, ...)
+    start: np.ndarray  # (...) where the movement is measured from
+
+
+class Outcome(NamedTuple):
+    """The errors of a replay, relative to the movement of each leaf."""
+
+    error: float  # the largest over leaves and steps; nan counts as the largest of all
+    leaf: str  # where it is
+    first: int | None  # 0-based first step of any leaf beyond the tolerance
+    passed: bool
+
+
+class AdapterError(Exception):
+    """A recording that an adapter does not know how to replay; one sentence."""
+
+
+# What an adapter is: whoever needs more than gradients (sampled inputs `in/...`, a loss, tables
+# `out/...`) writes one as a function; `open_loop` makes one out of a transformation's constructor.
+Adapter = Callable[[Recording, Any], Mapping[str, Pair]]
+
+
+def open_loop(build: Callable[..., optax.GradientTransformation]) -> Adapter:
+    """An adapter that feeds the recorded gradients to `build(**hyper)` from the recorded start.
+
+    The parameters of `build` are the official constructor's arguments; a hyper-parameter that it
+    does not name is an error.
+    """
+
+    def adapter(recording: Recording, dtype: Any) -> Mapping[str, Pair]:
+        transformation = optax.with_extra_args_support(call(build, recording))
+        gradients = recording.tree("g", dtype)
+        if recording.final is None or not gradients:
+            raise AdapterError(f"{recording.stem} records no gradients and parameters to compare.")
+
+        @jax.jit
+        def run(params: Any, gradients: Any) -> Any:
+            def step(carry: Any, gradient: Any) -> Any:
+                params, state = carry
+                updates, state = transformation.update(gradient, state, params)
+                params = optim.apply_updates(params, updates)
+                return (params, state), params
+
+            return jax.lax.scan(step, (params, transformation.init(params)), gradients)[1]
+
+        start = recording.tree("p0", dtype)
+        ours = run(jax.tree.map(jnp.asarray, start), gradients)
+        recorded = recording.tree(recording.final)
+        return {leaf: Pair(np.asarray(ours[leaf]), recorded[leaf], start[leaf]) for leaf in start}
+
+    return adapter
+
+
+def call(build: Callable[..., Any], recording: Recording) -> Any:
+    """`build(**hyper)`, or one sentence on the hyper-parameter that does not fit."""
+    try:
+        arguments = inspect.signature(build).bind(**recording.hyper)
+    except TypeError as error:
+        raise AdapterError(f"the adapter of {recording.name} is {error}.") from error
+    return build(*arguments.args, **arguments.kwargs)
+
+
+def replay(recording: Recording, adapter: Adapter, tolerance: float) -> Outcome:
+    """Our float64 run against the recording."""
+    with jax.enable_x64(True):
+        return compare(adapter(recording, np.float64), tolerance)
+
+
+def compare(pairs: Mapping[str, Pair], tolerance: float) -> Outcome:
+    """Largest error of a leaf over all steps, divided by the largest movement of that leaf."""
+    if not pairs:
+        raise AdapterError("the adapter compared nothing.")
+    errors = {leaf: _step_errors(leaf, pair) for leaf, pair in pairs.items()}
+    # Written so that nan, which is neither smaller nor larger, is beyond every tolerance.
+    wrong = [np.flatnonzero(~(steps <= tolerance)) for steps in errors.values()]
+    first = min((int(steps[0]) for steps in wrong if steps.size), default=None)
+    largest = {leaf: float(steps.max(initial=0.0)) for leaf, steps in errors.items()}
+    leaf = max(largest, key=lambda leaf: np.inf if np.isnan(largest[leaf]) else largest[leaf])
+    return Outcome(largest[leaf], leaf, first, first is None)
+
+
+def _step_errors(leaf: str, pair: Pair) -> np.ndarray:
+    if pair.ours.shape != pair.recorded.shape:
+        raise AdapterError(f"leaf {leaf} has shape {pair.ours.shape}, not {pair.recorded.shape}.")
+    recorded = pair.recorded.astype(np.float64)
+    axes = tuple(range(1, recorded.ndim))
+    difference = np.abs(pair.ours.astype(np.float64) - recorded).max(axis=axes, initial=0.0)
+    movement = np.abs(recorded - pair.start).max(initial=0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(difference == 0, 0.0, difference / movement)

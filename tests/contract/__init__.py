@@ -1,0 +1,1 @@
+"""What every transformation promises, whatever it computes."""

@@ -1,0 +1,55 @@
+"""Every row keeps every promise that it does not waive."""
+
+import inspect
+
+import pytest
+
+import optim
+
+from .checks import CHECKS
+from .sharded import sharded_equals_unsharded
+from .table import OTHER_FUNCTIONS, ROWS
+
+BY_NAME = {check.__name__: check for check in (*CHECKS, sharded_equals_unsharded)}
+
+
+def keeps(check, row):
+    """True if the check passes; any exception breaks it."""
+    try:
+        check(row)
+    except Exception:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_contract(row, check):
+    if check.__name__ in row.waive:
+        assert not keeps(check, row), f"{row.name} keeps {check.__name__}: strike the waiver"
+    else:
+        check(row)
+
+
+def test_table_is_not_empty_and_names_are_unique():
+    names = [row.name for row in ROWS]
+    assert names and CHECKS and len(set(names)) == len(names)
+
+
+def test_waivers_name_a_check_and_give_a_sentence():
+    for row in ROWS:
+        assert row.waive.keys() <= BY_NAME.keys(), row.name
+        assert all(reason.endswith(".") and " " in reason for reason in row.waive.values()), (
+            row.name
+        )
+
+
+def test_every_public_function_has_a_row_or_is_no_transformation():
+    public = {
+        name
+        for name in optim.__all__
+        if not inspect.isclass(getattr(optim, name)) and not name.endswith("_schedule")
+    }
+    rows = {row.name for row in ROWS}
+    assert public - rows == OTHER_FUNCTIONS
+    assert not rows & OTHER_FUNCTIONS

@@ -1,0 +1,43 @@
+"""Sharded equals unsharded, on four devices that the host pretends to have."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from .sharded import DEVICES, FAULT, sharded_equals_unsharded
+from .table import ROWS
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def outcome():
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"] or ""),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+    command = [sys.executable, "-m", "tests.contract.sharded"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_sharded_equals_unsharded(row, outcome):
+    if sharded_equals_unsharded.__name__ in row.waive:
+        assert outcome[row.name] is not None, f"{row.name} keeps its promise: strike the waiver"
+    else:
+        assert outcome[row.name] is None, outcome[row.name]
+
+
+def test_sharded_check_notices_its_planted_fault(outcome):
+    assert "AssertionError" in outcome[FAULT.name] and "differs by" in outcome[FAULT.name]
+    assert set(outcome) == {row.name for row in ROWS} | {FAULT.name}
