@@ -1,0 +1,1 @@
+"""Experiments: run a config, list, bench, reproduce (python -m experiments)."""

@@ -1,0 +1,1 @@
+"""Convex problems whose optimum is known."""

@@ -1,0 +1,124 @@
+"""From the names in a config to one gradient transformation."""
+
+import functools
+import inspect
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+import optim
+from experiments.config import Optimizer, Schedule, UserError
+
+PEAK_NAMES = ("peak_value", "init_value", "value")
+STEPS_NAMES = ("total_steps", "decay_steps", "transition_steps")
+
+
+def find(name: str) -> Callable[..., Any]:
+    """The public function of optim, or with the prefix `optax.` of optax, that a config names."""
+    library, path = (optax, name[6:]) if name.startswith("optax.") else (optim, name)
+    try:
+        function = operator.attrgetter(path)(library)
+    except AttributeError:
+        function = None
+    if not callable(function):
+        raise UserError(
+            f"{name!r} names no function of {library.__name__}; accepted: a public name of optim, "
+            f"such as 'lion', or one of optax with its prefix, such as 'optax.adamw'."
+        )
+    return function
+
+
+def build_schedule(config: Schedule, learning_rate: float, steps: int) -> optax.Schedule:
+    """The schedule count -> learning rate, its peak and its length filled in from the run."""
+    function = find(config.name)
+    parameters = inspect.signature(function).parameters
+    kwargs = dict(config.kwargs)
+    for names, value in ((PEAK_NAMES, learning_rate), (STEPS_NAMES, steps)):
+        target = next((name for name in names if name in parameters), None)
+        if target is not None:
+            kwargs.setdefault(target, value)
+    return _call(function, "config.optimizer.schedule", config.name, kwargs)
+
+
+def build_optimizer(
+    config: Optimizer, steps: int, params: Any
+) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
+    """The transformation that a config names, for parameters of these paths and shapes.
+
+    Order: clip, the named optimizer (one a group where weight decay differs), multipliers of the
+    learning rate, average. Clipping measures the whole tree; an optimizer that is split into groups
+    measures each group on its own.
+    """
+    schedule = build_schedule(config.schedule, config.learning_rate, steps)
+    tx = _with_weight_decay(config, schedule, params)
+    if config.learning_rate_multipliers:
+        factors = by_path(params, config.learning_rate_multipliers, default=1.0)
+        tx = optax.chain(tx, optax.stateless(lambda u, _: jax.tree.map(operator.mul, factors, u)))
+    if config.frozen:
+        frozen = by_path(params, tuple((pattern, True) for pattern in config.frozen), default=False)
+        labels = jax.tree.map(lambda leaf: "frozen" if leaf else "trained", frozen)
+        tx = optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+    if config.clip_norm:
+        tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
+    if config.ema_decay:
+        tx = optax.chain(tx, optim.params_ema(config.ema_decay))
+    return optax.with_extra_args_support(tx), schedule
+
+
+def _with_weight_decay(config: Optimizer, schedule: optax.Schedule, params: Any) -> Any:
+    function = find(config.name)
+    build = functools.partial(_call, function, "config.optimizer", config.name)
+    kwargs = {"learning_rate": schedule, **config.kwargs}
+    if not config.weight_decay_multipliers:
+        return build(kwargs)
+    if "weight_decay" not in inspect.signature(function).parameters:
+        raise UserError(
+            f"config.optimizer.weight_decay_multipliers: {config.name} has no weight_decay."
+        )
+    factors = by_path(params, config.weight_decay_multipliers, default=1.0)
+    default = inspect.signature(function).parameters["weight_decay"].default
+    decay = config.kwargs.get("weight_decay", default)
+    if {*jax.tree.leaves(factors)} <= {0.0, 1.0} and "mask" in inspect.signature(
+        function
+    ).parameters:
+        return build(kwargs | {"mask": jax.tree.map(bool, factors)})
+    groups = {
+        factor: build(kwargs | {"weight_decay": decay * factor})
+        for factor in {*jax.tree.leaves(factors)}
+    }
+    return optax.partition(groups, factors)
+
+
+def by_path(params: Any, rules: tuple[tuple[str, Any], ...], default: Any) -> Any:
+    """A tree like `params` with the entry of the pattern that matches each leaf's path."""
+    try:
+        return optim.path_labels(params, rules, default=default)
+    except ValueError as error:
+        raise UserError(f"config.optimizer: {error}") from error
+
+
+def _call(function: Callable[..., Any], field: str, name: str, kwargs: dict[str, Any]) -> Any:
+    """Call with keyword arguments; what they have wrong becomes a sentence that names the field."""
+    parameters = inspect.signature(function).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for key in kwargs:
+            if key not in parameters:
+                raise UserError(
+                    f"{field}.kwargs has {key!r}, which {name} does not take; "
+                    f"it takes: {', '.join(parameters)}."
+                )
+    missing = [p.name for p in parameters.values() if _required(p) and p.name not in kwargs]
+    if missing:
+        raise UserError(f"{field}.kwargs lacks {', '.join(missing)}, which {name} requires.")
+    try:
+        return function(**kwargs)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{field} ({name}): {error}") from error
+
+
+def _required(parameter: inspect.Parameter) -> bool:
+    variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    return parameter.default is parameter.empty and not variadic

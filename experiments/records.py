@@ -1,0 +1,231 @@
+"""What a run writes for people: config.json, metrics.jsonl, TensorBoard events, progress."""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+import jax
+import tensorboardX
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from experiments.checkpoints import fields, first_difference
+from experiments.config import FREE_FIELDS, Config, UserError, as_json
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class Records:
+    """The records of one run; of several processes the first one alone writes and prints."""
+
+    def __init__(self, workdir: pathlib.Path, config: Config, allow_changes: bool = False):
+        self.workdir = workdir
+        self.console = Console(quiet=jax.process_index() > 0, highlight=False)
+        self.writes = jax.process_index() == 0
+        _check_writable(workdir)
+        self._earlier = _check_same_run(workdir, config, allow_changes)
+        self._lock = _lock(workdir / ".lock") if self.writes else None
+        self._progress: Progress | None = None
+        self._metrics: TextIO | None = None
+        self._events: tensorboardX.SummaryWriter | None = None
+
+    def say(self, sentence: str) -> None:
+        """Print one line, above the progress bar where there is one."""
+        self.console.print(sentence, soft_wrap=True, markup=False)
+
+    def begin(self, config: Config, facts: Mapping[str, Any], target: Any, step: int) -> None:
+        """Called once the state stands, at the step from which training goes on."""
+        self._config, self._facts = config, facts
+        self._clock, self._clock_step = time.monotonic(), step
+        if step:
+            self.say(f"Resuming from the checkpoint at step {step} in {self.workdir}.")
+        if not self.writes:
+            return
+        _write_config(self.workdir / "config.json", config, facts, target, self._earlier)
+        path = self.workdir / "metrics.jsonl"
+        _forget_after(path, step)
+        self._metrics = path.open("a")
+        self._events = tensorboardX.SummaryWriter(
+            str(self.workdir / "tensorboard"), purge_step=step + 1, write_to_disk=True
+        )
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("[bold]step"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("{task.fields[status]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._bar = self._progress.add_task("", total=config.steps, completed=step, status="")
+            self._progress.start()
+
+    def step(self, step: int, metrics: dict[str, float], schedule: Callable[[int], Any]) -> None:
+        """Record the metrics of a finished step, at the config's interval."""
+        if self._progress is not None:
+            self._progress.update(self._bar, completed=step)
+        if not self.writes or (step % self._config.log_every and step != self._config.steps):
+            return
+        now = time.monotonic()
+        samples = (step - self._clock_step) * self._config.batch_size
+        tokens = samples * self._facts["tokens_per_sample"] / max(now - self._clock, 1e-9)
+        self._clock, self._clock_step = now, step
+        line = {**metrics, "learning_rate": float(schedule(step - 1)), "tokens_per_second": tokens}
+        self._write(step, line)
+        status = f"loss {metrics['loss']:.4f}  {tokens:,.0f} tokens/s"
+        if self._progress is not None:
+            self._progress.update(self._bar, status=status)
+        else:
+            self.say(f"step {step}/{self._config.steps}  {status}")
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Record validation metrics; the time they took counts for no step's speed."""
+        self._clock, self._clock_step = time.monotonic(), step
+        if self.writes:
+            self._write(step, {f"validation_{name}": value for name, value in metrics.items()})
+        values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self.say(f"step {step}/{self._config.steps}  validation: {values}")
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        assert self._metrics is not None and self._events is not None
+        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        self._metrics.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        for part in (self._progress, self._events, self._metrics, self._lock):
+            if part is not None:
+                part.stop() if isinstance(part, Progress) else part.close()
+        self._progress = self._events = self._metrics = self._lock = None
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; one that a kill cut short is left out."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line for line in map(_parse, lines) if line is not None]
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+def _forget_after(path: pathlib.Path, step: int) -> None:
+    """Drop what was recorded after the checkpoint from which the run goes on: it comes again."""
+    kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
+    _write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _write_whole(path: pathlib.Path, text: str) -> None:
+    """Replace a file in one step, so that a kill leaves the old or the new text."""
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _check_writable(workdir: pathlib.Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".probe{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror}.") from error
+
+
+def _lock(path: pathlib.Path) -> TextIO:
+    """Hold the workdir until the process ends, however it ends."""
+    handle = path.open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        handle.close()
+        raise UserError(f"--workdir={path.parent} is in use by another run.") from error
+    return handle
+
+
+def _check_same_run(workdir: pathlib.Path, config: Config, allow_changes: bool) -> list[Any]:
+    """Raise UserError where the workdir belongs to another config; return its earlier configs."""
+    path = workdir / "config.json"
+    if not path.exists():
+        if (workdir / "checkpoints").exists() and any((workdir / "checkpoints").iterdir()):
+            raise UserError(
+                f"--workdir={workdir} holds checkpoints but no config.json; choose another."
+            )
+        return []
+    try:
+        stored = json.loads(path.read_text())
+        there, earlier = stored["config"], stored["earlier_configs"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a config that a run has written; choose another workdir."
+        ) from error
+    here = as_json(config)
+    difference = first_difference(_flat(there), _flat(here))
+    if difference is None:
+        return earlier
+    if not allow_changes:
+        raise UserError(
+            f"--workdir={workdir} holds a run of another config: {difference}; choose another "
+            f"workdir, or pass --allow_changes to go on from its checkpoint with this config."
+        )
+    return [*earlier, there]
+
+
+def _flat(config: Any) -> dict[str, Any]:
+    """Dotted field -> value, without the fields that may change between two starts of a run."""
+    flat: dict[str, Any] = {}
+
+    def visit(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                visit(f"{prefix}.{key}" if prefix else key, inner)
+        elif prefix.split(".")[0] not in FREE_FIELDS:
+            flat[prefix] = value
+
+    visit("", config)
+    return flat
+
+
+def _write_config(
+    path: pathlib.Path, config: Config, facts: Mapping[str, Any], target: Any, earlier: list[Any]
+) -> None:
+    state = json.dumps(fields(target), sort_keys=True)
+    record = {
+        "config": as_json(config),
+        "data": dict(facts["provenance"]),
+        "state_sha256": hashlib.sha256(state.encode()).hexdigest(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+        "devices": [
+            f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            jax.default_backend(),
+        ],
+        "git_commit": git_commit(),
+        "earlier_configs": earlier,
+    }
+    _write_whole(path, json.dumps(record, indent=2) + "\n")
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, with "+" where files differ from it; None outside a checkout."""
+    here = pathlib.Path(__file__).parent
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(
+            command, cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

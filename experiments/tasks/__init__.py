@@ -1,0 +1,1 @@
+"""Tasks: dataclasses whose build() gives (init, loss, batches, evaluate) as plain functions."""

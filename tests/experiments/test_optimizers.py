@@ -1,0 +1,164 @@
+"""Tests of experiments/optimizers.py: names and patterns of a config become one transformation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optim
+from experiments.config import Optimizer, Schedule, UserError
+from experiments.optimizers import build_optimizer, build_schedule
+
+PARAMS = {
+    "a": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)},
+    "b": {"kernel": jnp.full((3, 2), 2.0)},
+}
+GRADS = jax.tree.map(
+    lambda p: 0.1 * jnp.arange(p.size, dtype=p.dtype).reshape(p.shape) - 0.2, PARAMS
+)
+CONSTANT = Schedule("optax.constant_schedule")
+
+
+def run(config: Optimizer, steps: int = 3) -> dict:
+    tx, _ = build_optimizer(config, steps, PARAMS)
+    params, state = PARAMS, tx.init(PARAMS)
+    for _ in range(steps):
+        updates, state = tx.update(GRADS, state, params)
+        params = optim.apply_updates(params, updates)
+    return params
+
+
+def reference(tx: optax.GradientTransformation, steps: int = 3) -> dict:
+    params, state = PARAMS, tx.init(PARAMS)
+    for _ in range(steps):
+        updates, state = tx.update(GRADS, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def assert_close(left: dict, right: dict) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), left, right)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "expected"),
+    [
+        (
+            "wsd_schedule",
+            {"decay_steps": 5},
+            lambda: optim.wsd_schedule(0.5, total_steps=20, decay_steps=5),
+        ),
+        ("optax.cosine_decay_schedule", {}, lambda: optax.cosine_decay_schedule(0.5, 20)),
+        ("optax.constant_schedule", {}, lambda: optax.constant_schedule(0.5)),
+        (
+            "optax.warmup_cosine_decay_schedule",
+            {"init_value": 0.0, "warmup_steps": 4},
+            lambda: optax.warmup_cosine_decay_schedule(0.0, 0.5, 4, 20),
+        ),
+        ("optax.linear_schedule", {"end_value": 0.1}, lambda: optax.linear_schedule(0.5, 0.1, 20)),
+    ],
+)
+def test_a_schedule_is_filled_in_from_the_run(name, kwargs, expected):
+    built, wanted = build_schedule(Schedule(name, kwargs), 0.5, 20), expected()
+    assert [float(built(t)) for t in range(21)] == [float(wanted(t)) for t in range(21)]
+
+
+def test_what_the_config_says_about_a_schedule_stands():
+    schedule = build_schedule(Schedule("optax.cosine_decay_schedule", {"decay_steps": 10}), 0.5, 20)
+    assert float(schedule(10)) == 0.0
+
+
+@pytest.mark.parametrize("name", ["lion", "optax.adamw", "optax.contrib.muon"])
+def test_an_optimizer_is_found_by_name(name):
+    moved = run(Optimizer(name, 0.1, CONSTANT))
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.any(a != b)), moved, PARAMS)))
+
+
+@pytest.mark.parametrize(
+    ("config", "phrase"),
+    [
+        (Optimizer("lyon"), "'lyon' names no function of optim"),
+        (Optimizer("optax.adamv"), "'optax.adamv' names no function of optax"),
+        (Optimizer("optax.adamw", kwargs={"beta1": 0.9}), "has 'beta1', which optax.adamw does not take; it takes: learning_rate, b1"),
+        (Optimizer(schedule=Schedule("optax.warmup_cosine_decay_schedule")), "lacks init_value, warmup_steps, which"),
+        (Optimizer("lion", kwargs={"b1": 2.0}), r"config.optimizer \(lion\): .*b1"),
+        (Optimizer(frozen=("c/.*",)), "c/"),
+        (Optimizer(learning_rate_multipliers=(("a/.*", 2.0), (".*/bias", 0.0))), "a/bias"),
+        (Optimizer("optax.sgd", weight_decay_multipliers=((".*/bias", 0.0),)), "optax.sgd has no weight_decay"),
+    ],
+)  # fmt: skip
+def test_a_wrong_config_is_one_sentence(config, phrase):
+    with pytest.raises(UserError, match=phrase) as caught:
+        build_optimizer(config, 10, PARAMS)
+    assert "\n" not in str(caught.value)
+
+
+def test_learning_rate_multipliers_scale_the_whole_update():
+    config = Optimizer(
+        "optax.sgd", 0.1, CONSTANT, learning_rate_multipliers=(("a/.*", 3.0), ("b/kernel", 0.5))
+    )
+    moved = run(config, steps=1)
+    factors = {"a": {"kernel": 3.0, "bias": 3.0}, "b": {"kernel": 0.5}}
+    assert_close(moved, jax.tree.map(lambda p, g, f: p - 0.1 * f * g, PARAMS, GRADS, factors))
+
+
+def test_weight_decay_factors_zero_and_one_are_the_optimizers_own_mask():
+    config = Optimizer(
+        "optax.adamw",
+        0.1,
+        CONSTANT,
+        {"weight_decay": 0.3},
+        weight_decay_multipliers=((".*/bias", 0.0),),
+    )
+    mask = {"a": {"kernel": True, "bias": False}, "b": {"kernel": True}}
+    assert_close(run(config), reference(optax.adamw(0.1, weight_decay=0.3, mask=mask)))
+
+
+def test_other_weight_decay_factors_make_groups():
+    config = Optimizer(
+        "optax.adamw",
+        0.1,
+        CONSTANT,
+        {"weight_decay": 0.3},
+        weight_decay_multipliers=((".*/bias", 0.0), ("b/.*", 0.5)),
+    )
+    moved = run(config)
+    for decay, pick in (
+        (0.3, lambda t: t["a"]["kernel"]),
+        (0.0, lambda t: t["a"]["bias"]),
+        (0.15, lambda t: t["b"]["kernel"]),
+    ):
+        np.testing.assert_allclose(
+            pick(moved), pick(reference(optax.adamw(0.1, weight_decay=decay))), rtol=1e-6
+        )
+
+
+def test_frozen_parameters_neither_move_nor_have_a_state():
+    config = Optimizer("optax.adamw", 0.1, CONSTANT, frozen=("a/kernel",))
+    moved = run(config)
+    np.testing.assert_array_equal(moved["a"]["kernel"], PARAMS["a"]["kernel"])
+    assert bool(jnp.any(moved["a"]["bias"] != PARAMS["a"]["bias"]))
+    state = build_optimizer(config, 3, PARAMS)[0].init(PARAMS)
+    assert (4, 3) not in [leaf.shape for leaf in jax.tree.leaves(state)]
+
+
+def test_clipping_measures_the_whole_tree():
+    config = Optimizer("optax.sgd", 0.1, CONSTANT, clip_norm=0.01)
+    norm = optax.tree.norm(GRADS)
+    moved = run(config, steps=1)
+    assert_close(moved, jax.tree.map(lambda p, g: p - 0.1 * 0.01 / norm * g, PARAMS, GRADS))
+
+
+def test_the_average_is_what_is_evaluated():
+    config = Optimizer("optax.sgd", 0.1, CONSTANT, ema_decay=0.5)
+    tx, _ = build_optimizer(config, 3, PARAMS)
+    state = tx.init(PARAMS)
+    updates, state = tx.update(GRADS, state, PARAMS)
+    params = optim.apply_updates(PARAMS, updates)
+    updates, state = tx.update(GRADS, state, params)
+    served = optim.evaluation_params(state, optim.apply_updates(params, updates))
+    last = jax.tree.map(lambda p, u: p + u, params, updates)
+    assert bool(
+        jnp.all(jnp.abs(served["a"]["kernel"] - last["a"]["kernel"])[GRADS["a"]["kernel"] != 0] > 0)
+    )
