@@ -5,8 +5,8 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from experiments.benchmarks.table import table
 from experiments.config import UserError
+from experiments.table import table
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = ROOT / "experiments" / "configs"

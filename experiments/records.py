@@ -2,12 +2,9 @@
 
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
@@ -19,8 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments.checkpoints import fields, first_difference
 from experiments.config import FREE_FIELDS, Config, UserError, as_json
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+from experiments.environment import environment
 
 
 class Records:
@@ -76,11 +72,13 @@ class Records:
             return
         now = time.monotonic()
         samples = (step - self._clock_step) * self._config.batch_size
-        tokens = samples * self._facts["tokens_per_sample"] / max(now - self._clock, 1e-9)
+        tokens = self._facts["tokens_per_sample"]
+        unit = "tokens" if tokens > 1 else "samples"
+        speed = samples * tokens / max(now - self._clock, 1e-9)
         self._clock, self._clock_step = now, step
-        line = {**metrics, "learning_rate": float(schedule(step - 1)), "tokens_per_second": tokens}
+        line = {**metrics, "learning_rate": float(schedule(step - 1)), f"{unit}_per_second": speed}
         self._write(step, line)
-        status = f"loss {metrics['loss']:.4f}  {tokens:,.0f} tokens/s"
+        status = f"loss {metrics['loss']:.4f}  {speed:,.0f} {unit}/s"
         if self._progress is not None:
             self._progress.update(self._bar, status=status)
         else:
@@ -207,25 +205,7 @@ def _write_config(
         "config": as_json(config),
         "data": dict(facts["provenance"]),
         "state_sha256": hashlib.sha256(state.encode()).hexdigest(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
-        | {"python": platform.python_version()},
-        "devices": [
-            f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-            jax.default_backend(),
-        ],
-        "git_commit": git_commit(),
+        "environment": environment(),
         "earlier_configs": earlier,
     }
     _write_whole(path, json.dumps(record, indent=2) + "\n")
-
-
-def git_commit() -> str | None:
-    """The commit of this checkout, with "+" where files differ from it; None outside a checkout."""
-    here = pathlib.Path(__file__).parent
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-    try:
-        return subprocess.run(
-            command, cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optim.trees import path_string
 
+_Path = tuple[Any, ...]
+
 
 class _Entry(NamedTuple):
-    path: str | None  # of the parameter that it belongs to; None: shared
+    owner: _Path | None  # path of the parameter that it belongs to; None: shared
     method: str
     size: int  # bytes
 
@@ -20,8 +23,9 @@ class _Entry(NamedTuple):
 def describe(tx: optax.GradientTransformation, params: optax.Params) -> str:
     """A table of parameters: path, shape, dtype, the methods that keep a state for it, bytes of it.
 
-    A state belongs to a parameter when its path, from the state's own fields on, starts with the
-    parameter's: momenta do, and the factors that a matrix method keeps below a parameter's name.
+    A field of a named state belongs to the parameters when the path of every array in it starts
+    with a parameter's: momenta do, and the factors that a matrix method keeps below a parameter's
+    name. Everything else is shared.
 
     Args:
       tx: any transformation.
@@ -35,18 +39,17 @@ def describe(tx: optax.GradientTransformation, params: optax.Params) -> str:
     shared                                        0
     total                                       144, 4 a parameter
     """
-    leaves = jax.tree.leaves_with_path(jax.eval_shape(lambda p: p, params))
-    names = {path_string(path): leaf for path, leaf in leaves}
-    entries = list(_walk(jax.eval_shape(tx.init, params), "", names))
+    leaves = dict(jax.tree.leaves_with_path(jax.eval_shape(lambda p: p, params)))
+    entries = list(_walk(jax.eval_shape(tx.init, params), leaves))
     rows = [("parameter", "shape", "dtype", "method", "state bytes")]
-    for path, leaf in names.items():
-        own = [entry for entry in entries if entry.path == path]
+    for path, leaf in leaves.items():
+        own = [entry for entry in entries if entry.owner == path]
         methods = ", ".join(dict.fromkeys(entry.method for entry in own)) or "-"
         size = sum(entry.size for entry in own)
-        rows.append((path, str(leaf.shape), str(leaf.dtype), methods, str(size)))
-    shared = sum(entry.size for entry in entries if entry.path is None)
+        rows.append((path_string(path), str(leaf.shape), str(leaf.dtype), methods, str(size)))
+    shared = sum(entry.size for entry in entries if entry.owner is None)
     total = sum(entry.size for entry in entries)
-    count = sum(math.prod(leaf.shape) for leaf in names.values())
+    count = sum(math.prod(leaf.shape) for leaf in leaves.values())
     rows.append(("shared", "", "", "", str(shared)))
     rows.append(("total", "", "", "", str(total)))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
@@ -57,29 +60,65 @@ def describe(tx: optax.GradientTransformation, params: optax.Params) -> str:
     return "\n".join(lines) + f", {total / max(count, 1):.3g} a parameter"
 
 
-def _walk(node: Any, method: str, names: dict[str, Any]) -> Iterator[_Entry]:
-    """The leaves of a state, each with its parameter and the nearest named state around it."""
-    if isinstance(node, tuple) and hasattr(node, "_fields"):
-        method = _method(type(node).__name__)
-    found = [(_owner(path_string(p), names), leaf) for p, leaf in jax.tree.leaves_with_path(node)]
-    children = _children(node)
-    if (found and all(owner is not None for owner, _ in found)) or not children:
-        yield from (_Entry(owner, method, leaf.size * leaf.dtype.itemsize) for owner, leaf in found)
-        return
+def _walk(node: Any, params: dict[_Path, Any]) -> Iterator[_Entry]:
+    """The arrays of a state, each with its parameter and the named state that holds it."""
+    children = [child for _, child in _children(node)]
     for child in children:
-        yield from _walk(child, method, names)
+        owned = _owned(child, params) if _is_named(node) else None
+        if owned:
+            method = _method(type(node).__name__)
+            yield from (_Entry(owner, method, _size(leaf)) for owner, leaf in owned)
+        elif child is not node:
+            yield from _walk(child, params)
+        else:
+            yield _Entry(None, "", _size(node))
 
 
-def _children(node: Any) -> list[Any]:
-    if isinstance(node, dict):
-        return [*node.values()]
-    return [*node] if isinstance(node, (tuple, list)) else []
+def _owned(field: Any, params: dict[_Path, Any]) -> list[tuple[_Path, Any]] | None:
+    """The arrays of a field with their parameters, or None where the field is not like them."""
+    if _holds_state(field):
+        return None
+    found = [(_owner(path, params), leaf) for path, leaf in jax.tree.leaves_with_path(field)]
+    owned = [(owner, leaf) for owner, leaf in found if owner is not None]
+    if len(owned) < len(found):
+        return None
+    whole = params.get(())  # a tree that is one array: its path, being empty, starts every other
+    if whole is not None and isinstance(field, dict):
+        return None
+    if whole is not None and not any(_like(whole, leaf) for _, leaf in owned):
+        return None
+    return owned
 
 
-def _owner(path: str, names: dict[str, Any]) -> str | None:
-    """The parameter whose path `path` is or lies below, the longest where several do."""
-    prefixes = [name for name in names if path == name or path.startswith(f"{name}/") or not name]
-    return max(prefixes, key=len, default=None)
+def _like(param: Any, leaf: Any) -> bool:
+    """Whether the leaf is no mere counter or coefficient beside the one array of parameters."""
+    return leaf.ndim > 0 or (param.ndim == 0 and jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+
+def _owner(path: _Path, params: dict[_Path, Any]) -> _Path | None:
+    """The parameter whose path `path` is or lies below."""
+    starts = (path[:length] for length in range(len(path) + 1))
+    return next((start for start in starts if start in params), None)
+
+
+def _children(node: Any) -> list[tuple[_Path, Any]]:
+    """What is one level down; of a leaf, the leaf itself."""
+    return jax.tree.leaves_with_path(node, is_leaf=lambda x: x is not node)
+
+
+def _is_named(node: Any) -> bool:
+    return isinstance(node, tuple) and hasattr(node, "_fields")
+
+
+def _holds_state(node: Any) -> bool:
+    """Whether states stand below, whose keys and indices may look like those of parameters."""
+    if _is_named(node) and type(node).__name__.endswith("State"):
+        return True
+    return any(child is not node and _holds_state(child) for _, child in _children(node))
+
+
+def _size(leaf: Any) -> int:
+    return leaf.size * leaf.dtype.itemsize
 
 
 def _method(name: str) -> str:

@@ -74,8 +74,8 @@ def path_labels(
     """A tree like `tree` that holds, for each leaf, the label of the pattern that matches its path.
 
     The result serves as the labels of `optax.partition` or, with boolean labels, as a mask. A leaf
-    that is None or that `optax.masked` has taken out stays as it is and needs no label; it keeps its
-    path, and a pattern may match none but such leaves.
+    that is None or that `optax.masked` has taken out stays as it is and needs no label; it keeps
+    its path, and a pattern may match none but such leaves.
 
     Args:
       tree: parameters, or anything with their structure.

@@ -54,7 +54,7 @@ def _shape(path: pathlib.Path, header: bytes, dimensions: int) -> tuple[int, ...
     magic = bytes([0, 0, UNSIGNED_BYTES, dimensions])
     if len(header) < 4 + 4 * dimensions or header[:4] != magic:
         raise ValueError(
-            f"idx: {str(path)!r} starts with {header[:4].hex(' ') or 'nothing'}; a file of unsigned "
-            f"bytes in {dimensions} dimensions starts with {magic.hex(' ')}, then its sizes."
+            f"idx: {str(path)!r} starts with {header[:4].hex(' ') or 'nothing'}; a file of "
+            f"unsigned bytes in {dimensions} dimensions starts with {magic.hex(' ')}."
         )
     return tuple(int(n) for n in np.frombuffer(header[4:], ">u4"))

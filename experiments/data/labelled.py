@@ -16,13 +16,18 @@ SPLIT_SEED = 0  # of the data, not of a run: every run sees the same split
 VALIDATION_FRACTION = 0.2
 
 
-class Labelled(NamedTuple):
-    """Inputs and classes to train on, and to validate on."""
+class Samples(NamedTuple):
+    """Inputs and their classes."""
 
-    train_inputs: np.ndarray  # (samples, ...), uint8 images or float64 features
-    train_labels: np.ndarray  # (samples,) int32 in [0, classes)
-    validation_inputs: np.ndarray
-    validation_labels: np.ndarray
+    inputs: np.ndarray  # (samples, ...), uint8 images or float features
+    labels: np.ndarray  # (samples,) int32 in [0, classes)
+
+
+class Labelled(NamedTuple):
+    """Samples to train on, and to validate on."""
+
+    train: Samples
+    validation: Samples
     classes: int
     provenance: dict[str, Any]  # source, samples, sha256
 
@@ -40,7 +45,8 @@ def bundled(name: str) -> Labelled:
     order = sample_indices(SPLIT_SEED, 0, len(labels), len(labels))
     held_out, kept = np.split(order, [round(len(labels) * VALIDATION_FRACTION)])
     source = f"scikit-learn {sklearn.__version__} {name}"
-    return _labelled(source, inputs[kept], labels[kept], inputs[held_out], labels[held_out])
+    train, validation = (Samples(inputs[part], labels[part]) for part in (kept, held_out))
+    return _labelled(source, train, validation)
 
 
 def idx_folder(path: str) -> Labelled:
@@ -55,22 +61,24 @@ def idx_folder(path: str) -> Labelled:
     folder = pathlib.Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"data: there is no folder {path!r}.")
-    parts = []
-    for part in ("train", "t10k"):
-        images = read_idx(_plain_or_packed(folder / f"{part}-images-idx3-ubyte"), 3)
-        labels = read_idx(_plain_or_packed(folder / f"{part}-labels-idx1-ubyte"), 1)
-        if len(images) != len(labels) or not len(images):
-            raise ValueError(
-                f"data: {path!r} has {len(images)} {part} images and {len(labels)} {part} labels; "
-                "accepted: as many of both, at least one."
-            )
-        parts += [images, labels.astype(np.int32)]
-    if parts[0].shape[1:] != parts[2].shape[1:]:
+    train, validation = (_idx_part(folder, part) for part in ("train", "t10k"))
+    if train.inputs.shape[1:] != validation.inputs.shape[1:]:
         raise ValueError(
-            f"data: {path!r} has train images of {parts[0].shape[1:]} pixels and t10k images of "
-            f"{parts[2].shape[1:]}; accepted: one size."
+            f"data: {path!r} has train images of {train.inputs.shape[1:]} pixels and t10k images "
+            f"of {validation.inputs.shape[1:]}; accepted: one size."
         )
-    return _labelled(f"idx files in {folder.name}", *parts)
+    return _labelled(f"idx files in {folder.name}", train, validation)
+
+
+def _idx_part(folder: pathlib.Path, part: str) -> Samples:
+    images = read_idx(_plain_or_packed(folder / f"{part}-images-idx3-ubyte"), 3)
+    labels = read_idx(_plain_or_packed(folder / f"{part}-labels-idx1-ubyte"), 1)
+    if len(images) != len(labels) or not images.size:
+        raise ValueError(
+            f"data: {str(folder)!r} has {part} images of shape {images.shape} and {len(labels)} "
+            "labels; accepted: as many of both, at least one."
+        )
+    return Samples(images, labels.astype(np.int32))
 
 
 def _plain_or_packed(path: pathlib.Path) -> pathlib.Path:
@@ -78,26 +86,25 @@ def _plain_or_packed(path: pathlib.Path) -> pathlib.Path:
     return packed if packed.is_file() and not path.is_file() else path
 
 
-def _labelled(source: str, *parts: np.ndarray) -> Labelled:
-    train_inputs, train_labels, validation_inputs, validation_labels = parts
+def _labelled(source: str, train: Samples, validation: Samples) -> Labelled:
     digest = hashlib.sha256()
-    for part in parts:
-        digest.update(np.ascontiguousarray(part))
+    for array in (*train, *validation):
+        digest.update(array.tobytes())
     provenance = {
         "source": source,
-        "train_samples": len(train_labels),
-        "validation_samples": len(validation_labels),
+        "train_samples": len(train.labels),
+        "validation_samples": len(validation.labels),
         "sha256": digest.hexdigest(),
     }
-    classes = int(max(train_labels.max(), validation_labels.max())) + 1
-    return Labelled(*parts, classes, provenance)
+    classes = int(max(train.labels.max(), validation.labels.max())) + 1
+    return Labelled(train, validation, classes, provenance)
 
 
 def prior_cross_entropy(data: Labelled) -> dict[str, float]:
     """Validation cross entropy, in nats, of predictions that do not look at the inputs."""
-    counts = np.bincount(data.train_labels, minlength=data.classes) + 1.0
+    counts = np.bincount(data.train.labels, minlength=data.classes) + 1.0
     frequencies = np.log(counts / counts.sum())
     return {
         "uniform": float(np.log(data.classes)),
-        "class frequencies": -float(frequencies[data.validation_labels].mean()),
+        "class frequencies": -float(frequencies[data.validation.labels].mean()),
     }

@@ -67,9 +67,9 @@ def sample_indices(seed: int, samples: int, count: int, size: int) -> np.ndarray
         ValueError: `size` is below 1, or `samples` or `count` is negative.
 
     >>> sample_indices(seed=0, samples=0, count=4, size=4).tolist()
-    [2, 0, 3, 1]
+    [0, 2, 1, 3]
     >>> sample_indices(seed=0, samples=2, count=4, size=4).tolist()
-    [3, 1, 2, 3]
+    [1, 3, 2, 0]
     """
     if size < 1:
         raise ValueError(f"sample_indices: size is {size}; accepted: at least 1.")

@@ -60,7 +60,7 @@ def text_at(path: str) -> Text:
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
-        ValueError: no text, a single file that is not UTF-8 text, or more than 2 GiB.
+        ValueError: there is no UTF-8 text in it, or more than 2 GiB.
     """
     root = pathlib.Path(path)
     if root.is_file():
@@ -82,7 +82,7 @@ def _read(root: pathlib.Path, names: Sequence[pathlib.Path], source: str) -> Tex
     contents = {name.as_posix(): (root / name).read_bytes() for name in names}
     texts = {name: content for name, content in contents.items() if _is_text(content)}
     if not any(texts.values()):
-        what = "is not UTF-8 text" if len(contents) == 1 else "holds no UTF-8 text file"
+        what = "is empty or not UTF-8 text" if len(contents) == 1 else "holds no UTF-8 text file"
         raise ValueError(f"text: {source!r} {what}.")
     digest = hashlib.sha256()
     for name, content in texts.items():

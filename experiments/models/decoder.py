@@ -13,10 +13,10 @@ blocks/feedforward/{gate,up,down}/kernel, each (layers, in, out), blocks/*_norm/
 width), norm/scale (width) and, untied, head/kernel (width, vocabulary).
 
 *Init*: truncated normal with standard deviation 1/√fan_in; `output` and `down`, which add to the
-residual stream 2 · layers times, are divided by √(2 · layers); embedding and head have standard
-deviation 0.02, so that the first loss is log(vocabulary) to two digits.
-*Numerics*: parameters are float32; matrix products run in `compute_dtype`; norms, rotary angles and
-logits are float32.
+residual stream 2 · layers times, are divided by √(2 · layers); embedding and head are normal with
+standard deviation 0.02, so that the first loss is log(vocabulary) to two digits.
+*Numerics*: parameters are float32; matrix products and the residual stream are in `compute_dtype`;
+norms, rotations, softmax and logits are computed in float32.
 *Reference*: Touvron et al. 2023, "LLaMA: Open and Efficient Foundation Language Models", for the
 block; Su et al. 2021, "RoFormer", for the rotation (halves of a head are paired, not neighbours).
 """
@@ -37,9 +37,9 @@ EMBEDDING_DEVIATION = 0.02
 
 # Shapes by parameters outside embedding and head, which depend on the vocabulary.
 SIZES: dict[str, dict[str, Any]] = {
-    "0.4m": dict(width=96, layers=4, heads=3, hidden=256),
-    "1m": dict(width=160, layers=4, heads=5, hidden=384),
-    "3m": dict(width=256, layers=4, heads=8, hidden=640),
+    "0.4m": dict(width=96, layers=4, heads=2, hidden=256),
+    "1m": dict(width=160, layers=4, heads=2, hidden=384),
+    "3m": dict(width=256, layers=4, heads=4, hidden=640),
     "10m": dict(width=384, layers=6, heads=6, hidden=1024),
     # Wen et al. 2025, "Fantastic Pretraining Optimizers and Where to Find Them"
     "130m": dict(width=512, layers=32, heads=8, hidden=2048),
@@ -60,7 +60,7 @@ class Decoder:
     vocabulary: int = 256
     width: int = 160
     layers: int = 4
-    heads: int = 5
+    heads: int = 2
     kv_heads: int = 0  # heads of keys and values, each shared by heads/kv_heads queries; 0: heads
     hidden: int = 384  # width of the feed-forward layer
     tied: bool = True  # the head is the embedding
@@ -185,7 +185,7 @@ def _init(config: Decoder, key: jax.Array) -> Params:
         return Block(config, rngs=rngs)
 
     shape = (config.vocabulary, config.width)
-    normal = nnx.initializers.truncated_normal(EMBEDDING_DEVIATION)
+    normal = nnx.initializers.normal(EMBEDDING_DEVIATION)
     params = {
         "embed": {"embedding": normal(named("embed"), shape)},
         "blocks": nnx.to_pure_dict(nnx.state(create(nnx.Rngs(named("blocks"))))),

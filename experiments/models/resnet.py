@@ -1,6 +1,7 @@
 """A small pre-activation ResNet whose normalization keeps no statistics.
 
-    block:  y = relu(norm(x)),  x ← shortcut(x or y) + second(relu(norm(first(y))))
+    block:  y = relu(norm(x)),  x ← x + second(relu(norm(first(y))))
+            shortcut(y) + ... where the block changes the shape
     logits = head(mean over pixels of relu(norm(x)))
 
 Group normalization takes the place of batch normalization, so a sample's output depends on no other

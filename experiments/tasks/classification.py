@@ -13,7 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.data.labelled import Labelled, bundled, idx_folder, prior_cross_entropy
+from experiments.data.labelled import (
+    Labelled,
+    Samples,
+    bundled,
+    idx_folder,
+    prior_cross_entropy,
+)
 from experiments.data.order import sample_indices
 from experiments.models.mlp import Mlp
 from experiments.models.model import ImageModelConfig, Model
@@ -31,19 +37,19 @@ class Classification:
     def build(self) -> Task:
         """Raises ValueError or FileNotFoundError where data or model cannot be used."""
         data = _digits() if self.data == "digits" else idx_folder(self.data)
-        height, width = data.train_inputs.shape[1:]
+        height, width = data.train.inputs.shape[1:]
         model = self.model.build((height, width, 1), data.classes)
-        mean, deviation = float(data.train_inputs.mean()), float(data.train_inputs.std())
+        mean, deviation = float(data.train.inputs.mean()), float(data.train.inputs.std())
         if deviation == 0:
             raise ValueError(f"Classification: all pixels of {self.data!r} are equal.")
-        size = len(data.train_labels)
+        size = len(data.train.labels)
 
         def batches(seed: int, samples: int, count: int) -> Batch:
             index = sample_indices(seed, samples, count, size)
-            return {"image": data.train_inputs[index], "label": data.train_labels[index]}
+            return {"image": data.train.inputs[index], "label": data.train.labels[index]}
 
         measures = functools.partial(_measures, model, mean, deviation)
-        validation = {"image": data.validation_inputs, "label": data.validation_labels}
+        validation = {"image": data.validation.inputs, "label": data.validation.labels}
         return Task(
             init=model.init,
             loss=functools.partial(_loss, measures),
@@ -62,11 +68,11 @@ class Classification:
 
 def _digits() -> Labelled:
     data = bundled("digits")
-    images = (
-        inputs.astype(np.uint8).reshape(-1, 8, 8)
-        for inputs in (data.train_inputs, data.validation_inputs)
+    train, validation = (
+        Samples(part.inputs.astype(np.uint8).reshape(-1, 8, 8), part.labels)
+        for part in (data.train, data.validation)
     )
-    return data._replace(train_inputs=next(images), validation_inputs=next(images))
+    return data._replace(train=train, validation=validation)
 
 
 def _measures(

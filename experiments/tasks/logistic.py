@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from sklearn.linear_model import LogisticRegression as Fit
 
-from experiments.data.labelled import Labelled, bundled, prior_cross_entropy
+from experiments.data.labelled import Labelled, Samples, bundled, prior_cross_entropy
 from experiments.data.order import sample_indices
 from experiments.tasks.task import Batch, Params, Task
 from experiments.tasks.validation import mean_over
@@ -37,17 +37,17 @@ class LogisticRegression:
         if self.l2 < 0:
             raise ValueError(f"LogisticRegression: l2 is {self.l2}; it cannot be negative.")
         data = _standardized(bundled(self.data))
-        size, features = data.train_inputs.shape
+        size, features = data.train.inputs.shape
 
         def init(key: jax.Array) -> Params:
             return {"kernel": jnp.zeros((features, data.classes)), "bias": jnp.zeros(data.classes)}
 
         def batches(seed: int, samples: int, count: int) -> Batch:
             index = sample_indices(seed, samples, count, size)
-            return {"x": data.train_inputs[index], "label": data.train_labels[index]}
+            return {"x": data.train.inputs[index], "label": data.train.labels[index]}
 
         fit = _fit(data, self.l2) if self.l2 > 0 else None
-        validation = {"x": data.validation_inputs, "label": data.validation_labels}
+        validation = {"x": data.validation.inputs, "label": data.validation.labels}
         fitted = {} if fit is None else {"fitted": _cross_entropy_of(fit, validation)}
         return Task(
             init=init,
@@ -68,20 +68,20 @@ class LogisticRegression:
 
 def _standardized(data: Labelled) -> Labelled:
     """Features that never vary in training (a corner pixel of digits) become zero."""
-    mean, deviation = data.train_inputs.mean(0), data.train_inputs.std(0)
+    mean, deviation = data.train.inputs.mean(0), data.train.inputs.std(0)
     scale = np.where(deviation > 0, 1 / np.where(deviation > 0, deviation, 1), 0)
     train, validation = (
-        ((x - mean) * scale).astype(np.float32)
-        for x in (data.train_inputs, data.validation_inputs)
+        Samples(((part.inputs - mean) * scale).astype(np.float32), part.labels)
+        for part in (data.train, data.validation)
     )
-    return data._replace(train_inputs=train, validation_inputs=validation)
+    return data._replace(train=train, validation=validation)
 
 
 def _fit(data: Labelled, l2: float) -> Fit:
     halves = 2 if data.classes == 2 else 1
-    strength = halves / (l2 * len(data.train_labels))
-    inputs = data.train_inputs.astype(np.float64)
-    return Fit(C=strength, tol=1e-8, max_iter=10_000).fit(inputs, data.train_labels)
+    strength = halves / (l2 * len(data.train.labels))
+    inputs = data.train.inputs.astype(np.float64)
+    return Fit(C=strength, tol=1e-8, max_iter=10_000).fit(inputs, data.train.labels)
 
 
 def _cross_entropy_of(fit: Fit, samples: Mapping[str, np.ndarray]) -> float:
@@ -91,7 +91,7 @@ def _cross_entropy_of(fit: Fit, samples: Mapping[str, np.ndarray]) -> float:
 
 def _optimum(fit: Fit, data: Labelled, l2: float) -> float:
     square = float(np.sum(fit.coef_**2)) / (2 if data.classes == 2 else 1)
-    train = {"x": data.train_inputs, "label": data.train_labels}
+    train = {"x": data.train.inputs, "label": data.train.labels}
     return _cross_entropy_of(fit, train) + l2 / 2 * square
 
 

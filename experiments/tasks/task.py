@@ -1,4 +1,4 @@
-"""What a task is: four plain functions over a pytree of parameters, and the facts a report needs."""
+"""What a task is: four plain functions over a pytree of parameters, and facts for a report."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol

@@ -25,18 +25,13 @@ def mean_over(
 
     @jax.jit
     def sums(params: Params, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        weight = batch["weight"]
-        values = measures(params, batch) | {"weight": jnp.ones_like(weight)}
-        return {name: jnp.sum(jnp.where(weight > 0, v, 0)) for name, v in values.items()}
+        values = measures(params, batch)
+        return {name: jnp.sum(jnp.where(batch["weight"] > 0, v, 0)) for name, v in values.items()}
 
     def evaluate(params: Params, place: Place) -> dict[str, float]:
         parts = [sums(params, place(batch)) for batch in batches(arrays, batch_size)]
         host = jax.device_get(parts)
-        return {
-            name: sum(float(part[name]) for part in host) / size
-            for name in host[0]
-            if name != "weight"
-        }
+        return {name: sum(float(part[name]) for part in host) / size for name in host[0]}
 
     return evaluate
 

@@ -1,15 +1,19 @@
-r"""An exponential moving average of the parameters, to be evaluated in their place.
+"""An exponential moving average of the parameters, to be evaluated in their place.
 
-With parameters :math:`p_t` after step t and decay :math:`d`::
+With parameters `p` after step t = 1, 2, ... and decay `d`, the average `a` moves by::
 
-    a_t = d a_{t-1} + (1 - d) p_t,    a_0 = 0
-    served: a_t / (1 - d^t), and p_0 before the first step
+    w = (1 - d) / (1 - d^t)
+    a = (1 - w) a + w p
 
-The division makes it a weighted mean of :math:`p_1 .. p_t` from the first step on: without it, or
-with :math:`a_0 = p_0`, the start would weigh :math:`d^t`.
+The first step has w = 1, so that `a` is the mean of the parameters after steps 1 to t with weights
+in the proportion d^(t-1) : ... : d : 1. It equals the average that starts at 0 and is divided by
+1 - d^t when it is served, but is itself in the state, and in float32 it keeps its digits where d is
+close to 1. Before the first step `a` is a copy of the parameters.
 
-*Differences.* The average takes the parameters as the update would leave them, in float32 at the
-least: for bfloat16 parameters it is free of the rounding that `optim.apply_updates` does.
+*Differences.* Averages that start at the first parameters and have w = 1 - d throughout weigh those
+parameters d^t. The average takes the parameters as the update would leave them, in float32 at the
+least: for bfloat16 parameters it is free of the rounding that `optim.apply_updates` does. Integer
+parameters are not averaged but served as they are.
 
 *Cost.* 4 bytes a parameter and one pass over the parameters a step.
 
@@ -17,11 +21,13 @@ least: for bfloat16 parameters it is free of the rounding that `optim.apply_upda
 averages; Kingma and Ba, Adam, 2015 (arXiv:1412.6980), section 3, for the division.
 """
 
+import numbers
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from optim import trees
 
@@ -29,25 +35,16 @@ from optim import trees
 class ParamsEmaState(NamedTuple):
     """State of `params_ema`."""
 
-    steps: jax.Array  # (), int32, steps averaged
-    decay: jax.Array  # (), float32 (float64 in x64 mode): d
-    average: optax.Params  # like the parameters, float32 or wider: a
+    steps: jax.Array  # (), int32, steps averaged: t
+    average: optax.Params  # like the parameters, float32 or wider, without integer leaves: a
 
     def evaluation_params(self, params: optax.Params) -> optax.Params:
-        """The average; `params`, the current parameters, before the first step."""
-        weight = 1 - self.decay ** jnp.maximum(self.steps, 1).astype(self.decay.dtype)
-
-        def serve(a: jax.Array, p: jax.Array) -> jax.Array:
-            if isinstance(a, optax.MaskedNode):
-                return a
-            return jnp.where(self.steps > 0, a / weight.astype(a.dtype), p.astype(a.dtype))
-
-        return jax.tree.map(
-            serve, self.average, params, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
-        )
+        """The average."""
+        del params
+        return self.average
 
 
-def params_ema(decay: jax.typing.ArrayLike) -> optax.GradientTransformationExtraArgs:
+def params_ema(decay: ArrayLike) -> optax.GradientTransformationExtraArgs:
     """Passes updates through and averages the parameters that they lead to; the last of a chain.
 
     `optim.evaluation_params(state, params)` gives the average.
@@ -68,14 +65,16 @@ def params_ema(decay: jax.typing.ArrayLike) -> optax.GradientTransformationExtra
     >>> print(params, optim.evaluation_params(state, params))  # (0.25 * 3 + 0.5 * 2) / 0.75
     [2.] [2.3333333]
     """
-    if isinstance(decay, (int, float)) and not 0 <= decay < 1:
+    if isinstance(decay, numbers.Real) and not 0 <= decay < 1:
         raise ValueError(f"params_ema: decay is {decay}; accepted: 0 <= decay < 1.")
 
     def init(params: optax.Params) -> ParamsEmaState:
-        zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=trees.accumulator_dtype(p)), params)
-        return ParamsEmaState(
-            jnp.zeros((), jnp.int32), jnp.asarray(decay, jnp.result_type(float)), zeros
-        )
+        def first(p: ArrayLike) -> jax.Array | optax.MaskedNode:
+            if not jnp.issubdtype(jnp.result_type(p), jnp.inexact):
+                return optax.MaskedNode()
+            return jnp.array(p, trees.accumulator_dtype(p), copy=True)
+
+        return ParamsEmaState(jnp.zeros((), jnp.int32), jax.tree.map(first, params))
 
     def update(
         updates: optax.Updates,
@@ -88,14 +87,29 @@ def params_ema(decay: jax.typing.ArrayLike) -> optax.GradientTransformationExtra
             raise ValueError(
                 "params_ema: params is None; call update(updates, state, params) with parameters."
             )
-
-        def average(a: jax.Array, p: jax.Array, u: jax.Array | None) -> jax.Array:
-            moved = p.astype(a.dtype) if u is None else p.astype(a.dtype) + u.astype(a.dtype)
-            weight = jnp.asarray(decay, a.dtype)
-            return weight * a + (1 - weight) * moved
-
-        averaged = jax.tree.map(average, state.average, params, updates)
         steps = optax.safe_increment(state.steps)
-        return updates, ParamsEmaState(steps, state.decay, averaged)
+        take = jnp.asarray(1 - decay, jnp.result_type(float))
+        # 1 - d^t, from which subtraction would take the digits where d is close to 1.
+        weight = take / -jnp.expm1(steps.astype(take.dtype) * jnp.log1p(-take))
+
+        def average(
+            a: jax.Array | optax.MaskedNode, p: ArrayLike, u: ArrayLike | None
+        ) -> jax.Array | optax.MaskedNode:
+            if isinstance(a, optax.MaskedNode):
+                return a
+            moved = jnp.asarray(p, a.dtype)
+            if u is not None:
+                moved += trees.as_dtype(u, a.dtype)
+            w = jnp.minimum(weight, 1).astype(a.dtype)
+            return (1 - w) * a + w * moved
+
+        averaged = jax.tree.map(
+            average,
+            state.average,
+            params,
+            updates,
+            is_leaf=lambda x: isinstance(x, optax.MaskedNode),
+        )
+        return updates, ParamsEmaState(steps, averaged)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -14,11 +14,15 @@
 *Reference.* optax 0.2.8, schedules/_inject.py; its issues #412 and #1414.
 """
 
+import functools
 import inspect
+import numbers
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -28,9 +32,16 @@ def inject_hyperparams(
 ) -> Callable[..., optax.GradientTransformationExtraArgs]:
     """A factory like `factory` whose state holds its hyper-parameters, under `hyperparams`.
 
+    Floats and arrays are held there, defaults of the factory among them, and so is the value of a
+    schedule, which setting does not change. Everything else (integers with an integer default,
+    booleans, strings, tuples, masks, None) is passed on as it is.
+
     Args:
       factory: makes a transformation from hyper-parameters, such as `optim.lion`.
       static_args: names of arguments to leave alone besides those that are no real numbers.
+
+    Raises:
+      ValueError: a name in static_args is no parameter of the factory.
 
     >>> import jax.numpy as jnp, optim
     >>> tx = optim.inject_hyperparams(optim.lion)(learning_rate=0.5)
@@ -42,31 +53,46 @@ def inject_hyperparams(
     """
     signature = inspect.signature(factory)
     named = {static_args} if isinstance(static_args, str) else {*static_args}
+    if not named <= signature.parameters.keys():
+        raise ValueError(
+            f"inject_hyperparams: static_args is {sorted(named)}; "
+            f"accepted: names among {sorted(signature.parameters)}."
+        )
 
+    @functools.wraps(factory)
     def build(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
-        given = signature.bind(*args, **kwargs).arguments
-        static = {
-            n for n, value in given.items() if _static(value, signature.parameters[n].default)
-        }
-        # What is left to its default is no user's to change: a number that decides a trace stays.
-        static |= {
-            n
-            for n, parameter in signature.parameters.items()
-            if n not in given and not isinstance(parameter.default, float)
-        }
-        return optax.inject_hyperparams(
-            factory, static_args=named | static, hyperparam_dtype=jnp.float32
-        )(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        values, static = {}, set(named)
+        for name, value in bound.arguments.items():
+            if name in named or not _injected(value, signature.parameters[name].default):
+                values[name] = value
+                static.add(name)
+            else:
+                values[name] = _in_float32(value)
+        return optax.inject_hyperparams(factory, static, jnp.float32)(**values)
 
     return build
 
 
-def _static(value: Any, default: Any) -> bool:
+def _injected(value: Any, default: Any) -> bool:
+    """Whether the value is a number that may change, or a schedule of one."""
     absent = default is inspect.Parameter.empty
-    if isinstance(value, bool) or value is None:
+    number = isinstance(default, numbers.Real) and not isinstance(default, bool)
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, numbers.Integral):
+        return absent or (number and not isinstance(default, numbers.Integral))
+    if isinstance(value, (jax.Array, np.ndarray)):
+        return value.dtype != bool
+    if isinstance(value, numbers.Real):
         return True
-    if isinstance(value, int):
-        return not (absent or isinstance(default, float))
-    if callable(value):
-        return not (absent or (isinstance(default, (int, float)) and not isinstance(default, bool)))
-    return False
+    return callable(value) and (absent or number)
+
+
+def _in_float32(value: Any) -> Any:
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if callable(value) and not hasattr(value, "update"):  # optax's stateful schedules have one
+        return lambda count: jnp.asarray(value(count), jnp.float32)
+    return value

@@ -59,9 +59,13 @@ def keep_if_finite(
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         bad = _any(_faults, updates) | _any(_new_faults, inner_state, state.inner_state)
         updates = jax.tree.map(lambda u: jnp.where(bad, jnp.zeros_like(u), u), updates)
-        kept = jax.tree.map(
-            lambda new, old: jax.lax.select(bad, old, new), inner_state, state.inner_state
-        )
+
+        def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+            # A key that the inner transformation has spent may not be drawn from again.
+            spent = jnp.issubdtype(jnp.result_type(new), jax.dtypes.prng_key)
+            return new if spent else jax.lax.select(bad, old, new)
+
+        kept = jax.tree.map(keep, inner_state, state.inner_state)
         consecutive = jnp.where(bad, optax.safe_increment(state.consecutive), 0)
         total = jnp.where(bad, optax.safe_increment(state.total), state.total)
         return updates, KeepIfFiniteState(consecutive, total, kept)

@@ -15,11 +15,14 @@ rounded to the nearest: float16 has another exponent, and float32 is what is add
 Zamirai et al., Revisiting BFloat16 Training, 2020 (arXiv:2010.06192).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
-from optim.trees import named_key, path_string
+from optim.trees import accumulator_dtype, as_dtype, named_key, path_string
 
 
 def stochastic_round(
@@ -54,31 +57,43 @@ def apply_updates(
 ) -> optax.Params:
     """Parameters plus updates: added in float32 at the least, written in the parameters' dtype.
 
+    What is no float or complex number (integers, keys) stays as it is, and so do None and masked
+    leaves and leaves whose update is one of these.
+
     Args:
-      params: parameters of any dtype; None and masked leaves, and those whose update is None,
-      stay
-        as they are.
+      params: parameters of any dtype.
       updates: what a transformation returned, in any float dtype; like params.
       key: rounds bfloat16 parameters stochastically; without it they are rounded to the nearest.
 
-    >>> import jax, jax.numpy as jnp, optim
-    >>> params = {"w": jnp.ones(4, jnp.bfloat16)}
-    >>> updates = {"w": jnp.full(4, 2**-9)}
-    >>> optim.apply_updates(params, updates)["w"].astype(float).tolist()
-    [1.0, 1.0, 1.0, 1.0]
-    >>> rounded = optim.apply_updates(params, updates, key=jax.random.key(1))["w"]
-    >>> rounded.dtype
-    dtype(bfloat16)
-    """
+    Raises:
+      ValueError: the shapes of a parameter and its update differ.
 
-    def write(path: tuple, p: jax.Array, u: jax.Array | None) -> jax.Array:
-        if u is None or isinstance(u, optax.MaskedNode):
+    >>> import jax, jax.numpy as jnp, optim
+    >>> params = {"w": jnp.ones(4096, jnp.bfloat16)}
+    >>> updates = {"w": jnp.full(4096, 2**-9)}  # a quarter of the spacing
+    >>> print(optim.apply_updates(params, updates)["w"].max())
+    1
+    >>> rounded = optim.apply_updates(params, updates, key=jax.random.key(1))["w"]
+    >>> rounded.dtype, 0.2 < float((rounded > 1).mean()) < 0.3
+    (dtype(bfloat16), True)
+    """
+    key = None if key is None else named_key(key, "apply_updates")
+
+    def write(path: tuple[Any, ...], p: ArrayLike, u: ArrayLike | None) -> ArrayLike:
+        if p is None or u is None or isinstance(u, optax.MaskedNode):
             return p
+        if jnp.shape(p) != jnp.shape(u):
+            raise ValueError(
+                f"apply_updates: updates has shape {jnp.shape(u)} at {path_string(path)!r}; "
+                f"accepted: that of the parameter, {jnp.shape(p)}."
+            )
         p = jnp.asarray(p)
-        dtype = jnp.promote_types(p.dtype, jnp.float32)
-        total = p.astype(dtype) + u.astype(dtype)
+        if not jnp.issubdtype(p.dtype, jnp.inexact):
+            return p
+        dtype = accumulator_dtype(p)
+        total = p.astype(dtype) + as_dtype(u, dtype)
         if key is None or p.dtype != jnp.bfloat16:
             return total.astype(p.dtype)
         return stochastic_round(named_key(key, path_string(path)), total, p.dtype)
 
-    return jax.tree.map_with_path(write, params, updates)
+    return jax.tree.map_with_path(write, params, updates, is_leaf=lambda x: x is None)

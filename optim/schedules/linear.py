@@ -18,16 +18,19 @@ iterate in the worst case.
 
 import optax
 
+from optim.schedules.steps import steps_of
+
 
 def linear_decay_schedule(
-    peak_value: float, *, total_steps: int, warmup_steps: int = 0, end_value: float = 0.0
+    peak_value: float, *, total_steps: int, warmup_steps: int | float = 0, end_value: float = 0.0
 ) -> optax.Schedule:
     """Warm up, then decay linearly until the end of the run.
 
     Args:
       peak_value: the value at the end of the warm-up.
       total_steps: steps of the whole run, the warm-up among them.
-      warmup_steps: steps of the linear rise from 0.
+      warmup_steps: steps of the linear rise from 0: an int counts them, a float is a fraction of
+        total_steps.
       end_value: the value that step total_steps would have.
 
     Raises:
@@ -38,18 +41,13 @@ def linear_decay_schedule(
     >>> [round(float(schedule(t)), 2) for t in range(6)]
     [0.0, 1.0, 0.75, 0.5, 0.25, 0.0]
     """
-    if total_steps < 1:
+    warmup = steps_of("linear_decay_schedule", "warmup_steps", warmup_steps, total_steps)
+    if warmup >= total_steps:
         raise ValueError(
-            f"linear_decay_schedule: total_steps is {total_steps}; it must be positive."
+            f"linear_decay_schedule: warmup_steps is {warmup}; "
+            f"accepted: fewer than total_steps = {total_steps}."
         )
-    if not 0 <= warmup_steps < total_steps:
-        raise ValueError(
-            f"linear_decay_schedule: warmup_steps is {warmup_steps}; "
-            f"accepted: 0 <= warmup_steps < total_steps = {total_steps}."
-        )
-    decay = optax.linear_schedule(peak_value, end_value, total_steps - warmup_steps)
-    if not warmup_steps:
+    decay = optax.linear_schedule(peak_value, end_value, total_steps - warmup)
+    if not warmup:
         return decay
-    return optax.join_schedules(
-        [optax.linear_schedule(0.0, peak_value, warmup_steps), decay], [warmup_steps]
-    )
+    return optax.join_schedules([optax.linear_schedule(0.0, peak_value, warmup), decay], [warmup])

@@ -13,7 +13,7 @@ def steps_of(method: str, argument: str, steps: int | float, total_steps: int) -
       total_steps: steps of the whole run.
 
     Raises:
-      ValueError: total_steps is no positive integer, or steps neither a count from 0 nor a fraction.
+      ValueError: total_steps is no positive integer, or steps neither a count nor a fraction.
     """
     if not isinstance(total_steps, numbers.Integral) or total_steps < 1:
         raise ValueError(f"{method}: total_steps is {total_steps}; accepted: an int from 1.")

@@ -30,11 +30,14 @@ Laws and Compute-Optimal Training Beyond Fixed Training Durations, 2024 (arXiv:2
 inverse decay (marin-community/levanter@9263f81e, src/levanter/optim/config.py) is the harmonic one.
 """
 
+import numbers
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from optim.schedules.steps import steps_of
 
 _SHAPES: dict[str, Callable[[jax.Array, float, float], jax.Array]] = {
     "linear": lambda s, peak, end: end + (peak - end) * (1 - s),
@@ -61,57 +64,46 @@ def wsd_schedule(
     Args:
       peak_value: the stable value.
       total_steps: steps of the whole run.
-      warmup_steps: an int counts steps; a float below 1 is a fraction of total_steps.
+      warmup_steps: an int counts steps, a float is a fraction of total_steps; 0 for none.
       decay_steps: likewise; 0.1 to 0.2 of the run are usual.
       decay_shape: "linear", "cosine", "1-sqrt", "exponential" or "harmonic".
       init_value: where the warm-up starts.
       end_value: where the decay ends; positive for "exponential" and "harmonic".
 
     Raises:
-      ValueError: steps that are negative or do not fit into total_steps, an unknown shape, or an
-        end_value that the shape cannot reach.
+      ValueError: steps that are neither a count nor a fraction or that do not fit into total_steps,
+        an unknown shape, or a value that the shape cannot reach (traced values are not checked).
 
     >>> import optim
     >>> schedule = optim.wsd_schedule(1.0, total_steps=10, warmup_steps=2, decay_steps=4)
     >>> [round(float(schedule(t)), 2) for t in range(11)]
     [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
     """
-    if total_steps < 1:
-        raise ValueError(f"wsd_schedule: total_steps is {total_steps}; it must be at least 1.")
-    warmup = _count("warmup_steps", warmup_steps, total_steps)
-    decay = _count("decay_steps", decay_steps, total_steps)
+    warmup = steps_of("wsd_schedule", "warmup_steps", warmup_steps, total_steps)
+    decay = steps_of("wsd_schedule", "decay_steps", decay_steps, total_steps)
     if warmup + decay > total_steps:
         raise ValueError(
             f"wsd_schedule: warmup_steps + decay_steps is {warmup} + {decay}; "
-            f"they must fit into total_steps = {total_steps}."
+            f"accepted: at most total_steps = {total_steps}."
         )
     if decay_shape not in _SHAPES:
         raise ValueError(
             f"wsd_schedule: decay_shape is {decay_shape!r}; accepted: {', '.join(_SHAPES)}."
         )
-    if decay_shape in _SHAPES_WITHOUT_ZERO and not (end_value > 0 and peak_value > 0):
-        raise ValueError(
-            f"wsd_schedule: end_value is {end_value} and peak_value {peak_value}; "
-            f"a decay_shape of {decay_shape!r} needs both positive."
-        )
+    for name, value in (("end_value", end_value), ("peak_value", peak_value)):
+        number = isinstance(value, numbers.Real)
+        if decay_shape in _SHAPES_WITHOUT_ZERO and number and not value > 0:
+            raise ValueError(
+                f"wsd_schedule: {name} is {value}; decay_shape {decay_shape!r} accepts what is "
+                f"positive."
+            )
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        t = jnp.asarray(count, jnp.result_type(float))
-        rise = init_value + (peak_value - init_value) * t / max(warmup, 1)
-        s = jnp.clip((t - (total_steps - decay)) / max(decay, 1), 0.0, 1.0)
+        step = jnp.asarray(count)
+        rise = init_value + (peak_value - init_value) * (step / max(warmup, 1))
+        s = jnp.clip((step - (total_steps - decay)) / max(decay, 1), 0.0, 1.0)
         fall = _SHAPES[decay_shape](s, peak_value, end_value)
-        stable_or_end = jnp.where(t < total_steps, jnp.where(s > 0, fall, peak_value), end_value)
-        return jnp.where(t < warmup, rise, stable_or_end)
+        late = jnp.where(step < total_steps, jnp.where(s > 0, fall, peak_value), end_value)
+        return jnp.where(step < warmup, rise, late)
 
     return schedule
-
-
-def _count(name: str, steps: int | float, total: int) -> int:
-    """Steps from a count or, where it is a float below 1, a fraction."""
-    if isinstance(steps, float) and 0 <= steps < 1:
-        return round(steps * total)
-    if steps < 0 or steps != int(steps):
-        raise ValueError(
-            f"wsd_schedule: {name} is {steps}; accepted: a count of steps, or a fraction below 1."
-        )
-    return int(steps)

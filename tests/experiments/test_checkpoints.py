@@ -1,4 +1,4 @@
-"""Tests of experiments/checkpoints.py: what is restored is whole, of this state, and bit for bit."""
+"""Tests of experiments/checkpoints.py: what is restored is whole and of this state."""
 
 import pathlib
 from typing import Any

@@ -1,4 +1,4 @@
-"""Tests of experiments/mesh.py on the one device of a test process; see test_devices.py for more."""
+"""Tests of experiments/mesh.py on one device; test_processes.py has more of them."""
 
 import jax
 import jax.numpy as jnp

@@ -80,12 +80,12 @@ def test_an_optimizer_is_found_by_name(name):
     [
         (Optimizer("lyon"), "'lyon' names no function of optim"),
         (Optimizer("optax.adamv"), "'optax.adamv' names no function of optax"),
-        (Optimizer("optax.adamw", kwargs={"beta1": 0.9}), "has 'beta1', which optax.adamw does not take; it takes: learning_rate, b1"),
-        (Optimizer(schedule=Schedule("optax.warmup_cosine_decay_schedule")), "lacks init_value, warmup_steps, which"),
+        (Optimizer("optax.adamw", kwargs={"beta1": 0.9}), "'beta1', .* takes: learning_rate, b1"),
+        (Optimizer(schedule=Schedule("optax.warmup_cosine_decay_schedule")), "lacks init_value, w"),
         (Optimizer("lion", kwargs={"b1": 2.0}), r"config.optimizer \(lion\): .*b1"),
         (Optimizer(frozen=("c/.*",)), "c/"),
         (Optimizer(learning_rate_multipliers=(("a/.*", 2.0), (".*/bias", 0.0))), "a/bias"),
-        (Optimizer("optax.sgd", weight_decay_multipliers=((".*/bias", 0.0),)), "optax.sgd has no weight_decay"),
+        (Optimizer("optax.sgd", weight_decay_multipliers=((".*/bias", 0.0),)), "sgd has no w"),
     ],
 )  # fmt: skip
 def test_a_wrong_config_is_one_sentence(config, phrase):

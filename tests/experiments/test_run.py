@@ -1,4 +1,4 @@
-"""Tests of `python -m experiments run` and `list`: every wrong input is one sentence, nothing lost."""
+"""Tests of `python -m experiments run` and `list`: wrong input is one sentence, nothing is lost."""
 
 import json
 import pathlib
@@ -27,7 +27,7 @@ def fail(capsys: pytest.CaptureFixture, *argv: str) -> str:
         (["--config=nowhere.py"], ["--config=nowhere.py: there is no such file"]),
         ([f"--config={TINY}"], ["--workdir=DIR is missing"]),
         (["--config.step=3"], ["config has no field 'step'; accepted: task, steps, batch_size"]),
-        (["--config.optimizer.lr=3"], ["config.optimizer has no field 'lr'; accepted: name, learning_rate"]),
+        (["--config.optimizer.lr=3"], ["config.optimizer has no field 'lr'; accepted: name, lea"]),
         (["--config.optimizer.kwargs.b9=3"], ["config.optimizer.kwargs has no field 'b9'"]),
         (["--config.steps=many"], ["--config.steps=many", "'many'"]),
         (["--config.optimizer.kwargs=3"], ["kwargs", "'3' is not a dict"]),
@@ -86,7 +86,7 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_what_it_promises(finished, capsys):
     config = json.loads((finished / "config.json").read_text())
     assert config["config"]["optimizer"]["name"] == "optax.adamw"
-    assert config["versions"]["jax"] and len(config["state_sha256"]) == 64
+    assert config["environment"]["jax"] and len(config["state_sha256"]) == 64
     assert {p.name for p in (finished / "figures").iterdir()} == {
         "loss.png",
         "learning_rate.png",

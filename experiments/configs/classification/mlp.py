@@ -1,6 +1,7 @@
 """A two-layer perceptron on scikit-learn's digits: AdamW with linear decay.
 
-Command: python -m experiments run --config=experiments/configs/classification/mlp.py --workdir=DIR
+Command:
+    python -m experiments run --config=experiments/configs/classification/mlp.py --workdir=DIR
     --config.task.data=FOLDER reads MNIST or Fashion-MNIST idx files instead.
 Minutes: 0.2 (2 CPU cores)
 """

@@ -1,6 +1,7 @@
 """A small convolutional ResNet on scikit-learn's digits: Nesterov momentum with cosine decay.
 
-Command: python -m experiments run --config=experiments/configs/classification/resnet.py --workdir=DIR
+Command:
+    python -m experiments run --config=experiments/configs/classification/resnet.py --workdir=DIR
     --config.task.data=FOLDER reads MNIST or Fashion-MNIST idx files instead.
 Minutes: 1 (2 CPU cores)
 """

@@ -1,6 +1,7 @@
 """Logistic regression on a set that scikit-learn bundles, against the optimum that it fits.
 
-Command: python -m experiments run --config=experiments/configs/convex/logistic.py:wine --workdir=DIR
+Command:
+    python -m experiments run --config=experiments/configs/convex/logistic.py:wine --workdir=DIR
 Minutes, breast_cancer: 0.2 (2 CPU cores)
 Minutes, digits: 0.2 (2 CPU cores)
 Minutes, iris: 0.2 (2 CPU cores)

@@ -1,0 +1,1 @@
+"""What `python -m experiments bench` can measure: one file a comparison."""

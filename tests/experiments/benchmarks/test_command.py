@@ -1,0 +1,66 @@
+"""The bench command finds every entry, writes what it prints, and names what it does not know."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments import benchmarks, registry
+from experiments.benchmarks import command, lion
+from experiments.config import UserError
+
+ENTRIES = registry.entries(benchmarks, "candidates")
+
+
+def test_entries_are_found_by_what_they_define():
+    assert "lion" in ENTRIES
+    assert not {"command", "harness", "registry", "table"} & set(ENTRIES)
+
+
+@pytest.mark.parametrize("name", sorted(ENTRIES))
+def test_quick_run_writes_a_record(name, tmp_path, capsys):
+    assert command.main([name, "--quick", "--repeats", "2", "--output", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / f"{name}.json").read_text())
+    assert record["quick"] and record["repeats"] == 2
+    assert record["reference"] in record["candidates"]
+    assert record["environment"]["jax"] == jax.__version__
+    assert record["environment"]["platform"] == jax.default_backend()
+    printed = capsys.readouterr().out
+    for candidate, measured in record["candidates"].items():
+        assert len(measured["seconds"]) == 2
+        assert measured["temporary_bytes"] is not None
+        assert candidate in printed
+
+
+def test_list_names_every_entry_and_runs_none(capsys, monkeypatch):
+    monkeypatch.setattr(lion, "candidates", None)
+    assert command.main(["--list"]) == 0
+    assert lion.__doc__.splitlines()[0] in capsys.readouterr().out
+
+
+def test_unknown_name_is_one_sentence_and_writes_nothing(tmp_path):
+    with pytest.raises(UserError, match=r"^bench: 'lino' is no entry; accepted: .*lion.*\.$"):
+        command.main(["lino", "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_rounds_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["lion", "--repeats", "0"])
+    assert "at least 1" in capsys.readouterr().err
+
+
+def test_both_lions_take_the_same_step():
+    """A comparison of times means something only between two that do the same."""
+    ours, theirs = (build() for build in lion.candidates(quick=True).candidates.values())
+    (stepped, _), (expected, _) = (
+        jax.jit(candidate.step)(candidate.carry, candidate.inputs) for candidate in (ours, theirs)
+    )
+    largest = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), stepped, expected)
+    assert max(jax.tree.leaves(largest)) <= 1e-7 * 0.02 + 1e-8
+
+
+def test_the_tree_has_the_parameters_that_the_docstring_says():
+    comparison = lion.candidates(quick=False)
+    assert comparison.ideal_bytes / lion.BYTES_PER_PARAMETER == pytest.approx(50e6, rel=0.02)

@@ -1,0 +1,102 @@
+"""Tests of optim/trees.py: labels by path, keys by name."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import optim
+from optim.trees import named_key
+
+TREE = {"blocks": {"query": {"kernel": 1, "bias": 2}}, "head": [3, 4], "absent": None}
+
+
+def test_labels_follow_the_patterns():
+    labels = optim.path_labels(TREE, {r".*/kernel": "m", r".*/bias|head/\d": "v"})
+    assert labels == {
+        "blocks": {"query": {"kernel": "m", "bias": "v"}},
+        "head": ["v", "v"],
+        "absent": None,
+    }
+
+
+def test_the_default_is_for_the_rest():
+    labels = optim.path_labels(TREE, [("head/0", 1)], default=0)
+    assert labels["head"] == [1, 0] and labels["blocks"]["query"] == {"kernel": 0, "bias": 0}
+
+
+@pytest.mark.parametrize(
+    ("rules", "phrase"),
+    [
+        (
+            {".*": 1, "tail": 2},
+            r"'tail' in rules matches no leaf; the paths are: absent, blocks/query/bias",
+        ),
+        ({"kernel": 1, ".*": 2}, "'kernel' in rules matches no leaf"),
+        ({".*": 1, "head/.*": 2}, r"'\.\*' and 'head/\.\*' in rules match one leaf, 'head/0'"),
+        ({"head/.*": 1}, "no pattern in rules matches the leaf 'blocks/query/bias'"),
+        ({"[": 1}, r"'\[' in rules is no regular expression"),
+    ],
+)
+def test_unmatched_and_doubly_matched_leaves_are_named(rules, phrase):
+    with pytest.raises(ValueError, match=f"path_labels: .*{phrase}") as caught:
+        optim.path_labels(TREE, rules)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_patterns_may_agree():
+    assert optim.path_labels({"a": 1}, {"a": "x", ".": "x"}) == {"a": "x"}
+
+
+def test_many_paths_are_cut_short():
+    with pytest.raises(ValueError, match="and 88 more"):
+        optim.path_labels([0] * 100, {"x": 1})
+
+
+def test_absent_leaves_keep_their_paths_and_need_no_label():
+    tree = {"a": jnp.ones(2), "b": optax.MaskedNode(), "c": None, "d": optax.MaskedNode()}
+    labels = optim.path_labels(tree, {"a": 1, "b": 2, "c": 3})
+    assert labels == {**tree, "a": 1}
+
+
+def test_labels_inside_a_group_of_partition():
+    """The inner labels see the leaves of the other group masked."""
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2), "frozen": jnp.ones(2)}
+
+    def inner_labels(tree):
+        return optim.path_labels(tree, {"w": "lion", "b": "sgd"})
+
+    inner = optax.partition({"lion": optim.lion(0.5), "sgd": optax.sgd(0.25)}, inner_labels)
+    tx = optax.partition(
+        {"on": inner, "off": optax.set_to_zero()}, {"w": "on", "b": "on", "frozen": "off"}
+    )
+    updates, _ = tx.update(jax.tree.map(lambda p: 2 * p, params), tx.init(params), params)
+    assert {name: float(u.ravel()[0]) for name, u in updates.items()} == {
+        "w": -0.5,
+        "b": -0.5,
+        "frozen": 0.0,
+    }
+    only_masked = optax.masked(inner, {"w": True, "b": False, "frozen": False})
+    assert only_masked.init(params)
+
+
+def test_labels_serve_map_params_which_starts_from_an_empty_tree():
+    params = {"w": jnp.ones(2)}
+    tx = optax.partition({"a": optim.lion(0.1)}, lambda tree: optim.path_labels(tree, {"w": "a"}))
+    doubled = optax.tree.map_params(tx, lambda m: m + 1, tx.init(params))
+    assert jax.tree.leaves(doubled)[0].tolist() == [1.0, 1.0]
+
+
+def test_the_labels_serve_partition_and_masked():
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    labels = optim.path_labels(params, {"w": "lion", "b": "frozen"})
+    tx = optax.partition({"lion": optim.lion(0.1), "frozen": optax.set_to_zero()}, labels)
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert float(updates["w"][0, 0]) == pytest.approx(-0.1) and float(updates["b"][0]) == 0.0
+
+
+def test_names_draw_apart_and_are_stable():
+    key = jax.random.key(0)
+    drawn = {name: int(jax.random.bits(named_key(key, name))) for name in ("a", "b", "a/b")}
+    assert len({*drawn.values()}) == 3
+    assert int(jax.random.bits(named_key(jax.random.key(0), "a"))) == drawn["a"]

@@ -1,0 +1,69 @@
+"""Every example in a docstring or in README.md runs and prints what it shows."""
+
+import doctest
+import importlib
+import inspect
+import pathlib
+import pkgutil
+import re
+
+import pytest
+
+import optim
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGES = ("optim", "bilevel", "zeroth_order", "experiments")
+FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def module_names():
+    for package in PACKAGES:
+        yield package
+        path = [str(ROOT / package)]
+        yield from (found.name for found in pkgutil.walk_packages(path, prefix=f"{package}."))
+
+
+def run(examples):
+    """Run one doctest, keeping the names it defines; a failure shows what was expected and came."""
+    report = []
+    runner = doctest.DocTestRunner(verbose=False)
+    result = runner.run(examples, out=report.append, clear_globs=False)
+    assert result.failed == 0, "".join(report)
+
+
+@pytest.mark.parametrize("name", sorted(module_names()))
+def test_docstring_examples(name):
+    module = importlib.import_module(name)
+    assert module.__doc__, f"{name} has no docstring"
+    for found in doctest.DocTestFinder(exclude_empty=True).find(module):
+        run(found)
+
+
+def public_functions():
+    return [name for name in optim.__all__ if inspect.isfunction(getattr(optim, name))]
+
+
+def test_there_are_public_functions():
+    assert public_functions()
+
+
+@pytest.mark.parametrize("name", sorted(public_functions()))
+def test_public_function_has_an_example(name):
+    documentation = inspect.getdoc(getattr(optim, name)) or ""
+    assert doctest.DocTestParser().get_examples(documentation), (
+        f"optim.{name} has no example in its docstring"
+    )
+
+
+def test_readme_examples():
+    """The Python blocks are one session, from the first to the last."""
+    readme = ROOT / "README.md"
+    blocks = FENCE.findall(readme.read_text())
+    assert blocks, "README.md shows no Python example"
+    names = {}
+    for number, block in enumerate(blocks, start=1):
+        title = f"README.md, Python example {number}"
+        examples = doctest.DocTestParser().get_doctest(block, names, title, str(readme), 0)
+        assert examples.examples, f"{title} has no >>> prompts, so nothing proves that it runs"
+        run(examples)
+        names = examples.globs
