@@ -1,4 +1,4 @@
-"""A 1 M parameter decoder on the Python standard library's own source text: AdamW with WSD.
+"""A 1.2 M parameter decoder on the Python standard library's own source text: AdamW with WSD.
 
 Command: python -m experiments run --config=experiments/configs/language/quickstart.py --workdir=DIR
 Minutes: 5 (2 CPU cores)
@@ -12,17 +12,17 @@ from experiments.tasks.language import LanguageModel
 def get_config() -> Config:
     return Config(
         task=LanguageModel(length=128, model=Decoder(**SIZES["1m"])),
-        steps=1000,
-        batch_size=16,
+        steps=2000,
+        batch_size=8,
         optimizer=Optimizer(
             name="optax.adamw",
-            learning_rate=4e-3,
-            schedule=Schedule("wsd_schedule", {"warmup_steps": 50, "decay_steps": 0.3}),
-            kwargs={"b2": 0.98, "weight_decay": 0.1},
+            learning_rate=3e-3,
+            schedule=Schedule("wsd_schedule", {"warmup_steps": 100, "decay_steps": 0.3}),
+            kwargs={"b2": 0.99, "weight_decay": 0.1},
             clip_norm=1.0,
             weight_decay_multipliers=((".*/scale", 0.0),),
         ),
-        log_every=10,
-        evaluate_every=200,
-        checkpoint_every=200,
+        log_every=20,
+        evaluate_every=500,
+        checkpoint_every=500,
     )
