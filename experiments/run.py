@@ -143,6 +143,12 @@ def _join(values: flags.FlagValues) -> None:
         raise UserError(f"--distributed: {str(error).splitlines()[0]}") from error
 
 
+def _python() -> str:
+    """This interpreter, as a person in this folder would call it."""
+    here, python = pathlib.Path.cwd(), pathlib.Path(sys.executable)
+    return str(python.relative_to(here)) if python.is_relative_to(here) else "python"
+
+
 def report(
     outcome: Outcome,
     records: Records,
@@ -160,14 +166,16 @@ def report(
         table.add_row(name, f"{value:.4f}")
     table.add_row("this run", f"{outcome.metrics[primary]:.4f}", style="bold")
     records.console.print(table)
+    provenance = ", ".join(f"{name} {value}" for name, value in facts["provenance"].items())
+    records.say(f"data        {provenance}")
     for path in figures:
         records.say(f"figure      {path}")
-    records.say(f"resume      python -m experiments run {' '.join(argv)}")
+    records.say(f"resume      {_python()} -m experiments run {' '.join(argv)}")
     records.say(
         "optimizer   --config.optimizer.name=lion --config.optimizer.learning_rate=3e-4, "
         "and another --workdir"
     )
-    records.say(f"tensorboard tensorboard --logdir {workdir / 'tensorboard'}")
+    records.say(f"tensorboard {_python()} -m tensorboard.main --logdir {workdir / 'tensorboard'}")
 
 
 if __name__ == "__main__":
