@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import logging
 import pathlib
+import shlex
 import sys
 from typing import Any
 
@@ -170,7 +171,7 @@ def report(
     records.say(f"data        {provenance}")
     for path in figures:
         records.say(f"figure      {path}")
-    records.say(f"resume      {_python()} -m experiments run {' '.join(argv)}")
+    records.say(f"resume      {_python()} -m experiments run {shlex.join(argv)}")
     records.say(
         "optimizer   --config.optimizer.name=lion --config.optimizer.learning_rate=3e-4, "
         "and another --workdir"
