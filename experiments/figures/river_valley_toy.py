@@ -190,7 +190,7 @@ TARGET = Target(
     ),
     figure="the river-valley picture, on a toy landscape whose constants are our own "
     "(L = -0.01 x + 5 y^2, noise sqrt(10) on y, 4,000 steps, peak rate 0.15; WSD and cosine end "
-    "at a tenth of it, and would tie if both fell to zero)",
+    "at a tenth of it; they would tie if both fell to zero, and cosine would win if it alone did)",
     claim="WSD's loss stays above cosine's until the decay and ends below it, because the high "
     "rate travels further along the river and the decay then descends from the mountain.",
     rule="a part holds if the difference, paired over seeds that share their noise, exceeds two "
