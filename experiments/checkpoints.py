@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 import optim
@@ -119,6 +120,7 @@ class Checkpoints:
                 f"checkpoint {step} in {self.directory} is of another state: {difference}."
             )
         try:
+            _read_through(self.directory / str(step) / "state")
             restored = self.manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_storable(target)))
             )
@@ -207,6 +209,14 @@ def _as_target(target: Any, leaf: jax.Array | None) -> jax.Array:
     return leaf
 
 
+def _read_through(directory: pathlib.Path) -> None:
+    """Raise where a stored byte cannot be read: orbax's own reads print tracebacks as they fail."""
+    base = f"file://{directory}/"
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    for key in store.list().result():
+        store.read(key).result()
+
+
 def _set_aside(path: pathlib.Path) -> None:
     if jax.process_index() == 0:
         target = path.parent.parent / "damaged_checkpoints" / path.name
@@ -216,7 +226,7 @@ def _set_aside(path: pathlib.Path) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
 
 
 @contextlib.contextmanager

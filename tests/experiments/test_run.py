@@ -153,14 +153,15 @@ def test_another_state_names_the_first_field(finished, tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_truncated_checkpoint_falls_back_to_the_newest_whole_one(finished, tmp_path, capsys):
+def test_a_truncated_checkpoint_falls_back_to_the_newest_whole_one(finished, tmp_path, capfd):
     workdir = copy(finished, tmp_path)
     files = [p for p in (workdir / "checkpoints" / "24" / "state").rglob("*") if p.is_file()]
     largest = max(files, key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:100])
     metrics = (workdir / "metrics.jsonl").read_text().splitlines()
     assert main(["run", f"--config={TINY}", f"--workdir={workdir}"]) == 0
-    output = capsys.readouterr().out
+    output, error = capfd.readouterr()
+    assert error == ""
     assert "Checkpoint 24" in output and "damaged" in output
     assert "Resuming from the checkpoint at step 20" in output
     again = (workdir / "metrics.jsonl").read_text().splitlines()
