@@ -3,6 +3,7 @@
 Command:
     python -m experiments run --config=experiments/configs/classification/mlp.py --workdir=DIR
     --config.task.data=FOLDER reads MNIST or Fashion-MNIST idx files instead.
+Result: validation loss 0.072 to 0.095 over seeds 0, 1, 2.
 Minutes: 0.2 (2 CPU cores)
 """
 

@@ -3,7 +3,8 @@
 Command:
     python -m experiments run --config=experiments/configs/classification/resnet.py --workdir=DIR
     --config.task.data=FOLDER reads MNIST or Fashion-MNIST idx files instead.
-Minutes: 1 (2 CPU cores)
+Result: validation loss 0.057 to 0.072 over seeds 0, 1, 2.
+Minutes: 0.3 (2 CPU cores)
 """
 
 from experiments.config import Config, Optimizer, Schedule

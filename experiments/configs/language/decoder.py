@@ -6,6 +6,7 @@ Command: python -m experiments run --config=experiments/configs/language/decoder
 130m is the smallest model of Wen et al. 2025, "Fantastic Pretraining Optimizers and Where to Find
 Them", with their AdamW settings at one Chinchilla unit (2.6 G tokens, here bytes, in sequences of
 1024 rather than 4096, whose attention scores would not fit).
+Result: not measured.
 
 Minutes, 0.4m: 5 (2 CPU cores, estimated)
 Minutes, 1m: 10 (2 CPU cores, estimated)

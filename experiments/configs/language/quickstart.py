@@ -1,6 +1,7 @@
 """A 1.2 M parameter decoder on the Python standard library's own source text: AdamW with WSD.
 
 Command: python -m experiments run --config=experiments/configs/language/quickstart.py --workdir=DIR
+Result: 2.00 bits per byte on the sources of Python 3.11.7 (one seed); the bigram baseline has 3.53.
 Minutes: 5 (2 CPU cores)
 """
 

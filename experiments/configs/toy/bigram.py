@@ -1,7 +1,8 @@
 """A bigram table on a Markov chain whose entropy rate is known: SGD with WSD.
 
 Command: python -m experiments run --config=experiments/configs/toy/bigram.py --workdir=DIR
-Minutes: 0.3 (2 CPU cores)
+Result: loss 1.941 over seeds 0, 1, 2, 0.008 above the entropy rate.
+Minutes: 0.1 (2 CPU cores)
 """
 
 from experiments.config import Config, Optimizer, Schedule

