@@ -2,9 +2,9 @@
 
 Command:
     python -m experiments run --config=experiments/configs/convex/logistic.py:wine --workdir=DIR
-Result, over seeds 0, 1, 2: validation loss (that of the fitted optimum) breast_cancer 0.130 (0.152),
-    digits 0.128 to 0.130 (0.122), iris 0.077 (0.069), wine 0.040 (0.043). The run has not converged
-    and so overfits less, or more.
+Result: validation loss over seeds 0, 1, 2 (that of the fit, which minimizes the training loss):
+    breast_cancer 0.130 (0.152), digits 0.128 to 0.130 (0.122), iris 0.077 (0.069), wine 0.040
+    (0.043).
 Minutes, breast_cancer: 0.2 (2 CPU cores)
 Minutes, digits: 0.2 (2 CPU cores)
 Minutes, iris: 0.2 (2 CPU cores)
