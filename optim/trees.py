@@ -1,14 +1,15 @@
-"""What jax.tree and optax.tree lack: labels and keys by path, dtypes of accumulators."""
+"""What jax.tree and optax.tree lack: rules over leaves, labels and keys by path, dtypes."""
 
+import numbers
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 
 def accumulator_dtype(*leaves: ArrayLike) -> jnp.dtype:
@@ -28,6 +29,71 @@ def as_dtype(leaf: ArrayLike, dtype: jnp.dtype) -> jax.Array:
 def promote(tree: Any) -> Any:
     """The tree with every leaf in its `accumulator_dtype`."""
     return jax.tree.map(lambda x: as_dtype(x, accumulator_dtype(x)), tree)
+
+
+def zeros_like(tree: Any, dtype: DTypeLike | None = None) -> Any:
+    """Zeros like the tree, in `dtype` or in each leaf's `accumulator_dtype`."""
+    return jax.tree.map(lambda x: jnp.zeros_like(x, dtype=dtype or accumulator_dtype(x)), tree)
+
+
+def map_leaves(
+    rule: Callable[..., Any], updates: Any, state: tuple[Any, ...] = (), *consumed: Any
+) -> tuple[Any, tuple[Any, ...]]:
+    """Applies an elementwise or leafwise rule to every leaf of a gradient, state included.
+
+    A leaf of the gradient that is None gives None and leaves the state as it is. All that the rule
+    is given comes in the `accumulator_dtype` of the gradient, the state and the consumed trees;
+    new state goes back to the dtype of the old.
+
+    Args:
+      rule: (gradient, *state, *consumed), arrays of one dtype -> (update, *new state).
+      updates: the gradient.
+      state: trees like the gradient, each of which the rule replaces.
+      consumed: trees like the gradient (parameters, for one) that the rule only reads.
+
+    Returns:
+      (updates, state): the tree of the rule's updates, and the new trees of the state.
+    """
+    structure: Any
+    gradients, structure = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+    columns = [structure.flatten_up_to(tree) for tree in (*state, *consumed)]
+
+    def one(g: ArrayLike | None, *others: Any) -> tuple[Any, ...]:
+        old = others[: len(state)]
+        if g is None:
+            return (None, *old)
+        dtype = accumulator_dtype(g, *others)
+        new = rule(*(as_dtype(x, dtype) for x in (g, *others)))
+        return (new[0], *(n.astype(o.dtype) for n, o in zip(new[1:], old, strict=True)))
+
+    results = [one(g, *others) for g, *others in zip(gradients, *columns, strict=True)]
+    update, *states = zip(*results, strict=True) if results else ((),) * (1 + len(state))
+    return structure.unflatten(update), tuple(structure.unflatten(leaves) for leaves in states)
+
+
+def average(weight: ArrayLike, old: jax.Array, new: jax.Array) -> jax.Array:
+    """weight * old + (1 - weight) * new in the dtype of `new`; the weight may be traced."""
+    keep, take = as_dtype(weight, new.dtype), as_dtype(1 - weight, new.dtype)
+    return keep * old + take * new
+
+
+def bias_correction(decay: ArrayLike, steps: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """1 - decay^steps, the total weight of an average after that many steps, at least one."""
+    return 1 - as_dtype(decay, dtype) ** as_dtype(steps, dtype)
+
+
+def check_fractions(method: str, **values: ArrayLike) -> None:
+    """Raises ValueError on a number outside [0, 1). Traced values and arrays are not checked."""
+    for name, value in values.items():
+        if isinstance(value, numbers.Real) and not 0 <= value < 1:
+            raise ValueError(f"{method}: {name} is {value}; accepted: 0 <= {name} < 1.")
+
+
+def check_at_least(method: str, least: float, **values: ArrayLike) -> None:
+    """Raises ValueError on a number below `least`. Traced values and arrays are not checked."""
+    for name, value in values.items():
+        if isinstance(value, numbers.Real) and not value >= least:
+            raise ValueError(f"{method}: {name} is {value}; accepted: {name} >= {least}.")
 
 
 def with_promoted_params(

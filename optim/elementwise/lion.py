@@ -18,7 +18,6 @@ extra pass.
 google/automl@6a54c8741e7c, lion/lion_pytorch.py.
 """
 
-import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -59,16 +58,10 @@ def scale_by_lion(
     >>> print(updates, state.mu)
     [ 1.  0. -1.] [ 0.005  0.    -0.04 ]
     """
-    for name, beta in (("b1", b1), ("b2", b2)):
-        if isinstance(beta, numbers.Real) and not 0 <= beta < 1:
-            raise ValueError(f"lion: {name} is {beta}; accepted: 0 <= {name} < 1.")
+    trees.check_fractions("lion", b1=b1, b2=b2)
 
     def init(params: optax.Params) -> ScaleByLionState:
-        def zeros(p: ArrayLike) -> jax.Array:
-            dtype = trees.accumulator_dtype(p) if mu_dtype is None else mu_dtype
-            return jnp.zeros_like(p, dtype=dtype)
-
-        return ScaleByLionState(jax.tree.map(zeros, params))
+        return ScaleByLionState(trees.zeros_like(params, mu_dtype))
 
     def update(
         updates: optax.Updates,
@@ -78,22 +71,11 @@ def scale_by_lion(
     ) -> tuple[optax.Updates, ScaleByLionState]:
         del params, extra_args
 
-        def average(beta: ArrayLike, g: jax.Array, m: jax.Array) -> jax.Array:
-            dtype = trees.accumulator_dtype(g, m)
-            keep, take = jnp.asarray(beta, dtype), jnp.asarray(1 - beta, dtype)
-            return keep * m.astype(dtype) + take * trees.as_dtype(g, dtype)
+        def rule(g: jax.Array, m: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return jnp.sign(trees.average(b1, m, g)), trees.average(b2, m, g)
 
-        def direction(g: jax.Array | None, m: jax.Array) -> jax.Array | None:
-            return None if g is None else jnp.sign(average(b1, g, m))
-
-        def momentum(g: jax.Array | None, m: jax.Array) -> jax.Array:
-            return m if g is None else average(b2, g, m).astype(m.dtype)
-
-        def none(x: Any) -> bool:
-            return x is None
-
-        u = jax.tree.map(direction, updates, state.mu, is_leaf=none)
-        return u, ScaleByLionState(jax.tree.map(momentum, updates, state.mu, is_leaf=none))
+        updates, (mu,) = trees.map_leaves(rule, updates, (state.mu,))
+        return updates, ScaleByLionState(mu)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
