@@ -156,19 +156,29 @@ def path_labels(
     >>> optim.path_labels({"w": 1, "norm": {"scale": 2}}, {"w": "muon", "norm/.*": "adam"})
     {'norm': {'scale': 'adam'}, 'w': 'muon'}
     """
+    return labels_by_path("path_labels: rules", tree, rules, default)
+
+
+def labels_by_path(
+    where: str,
+    tree: Any,
+    rules: Mapping[str, Any] | Iterable[tuple[str, Any]],
+    default: Any = _REQUIRED,
+) -> Any:
+    """`path_labels`, whose errors begin with `where`, the method and its argument."""
     given = rules.items() if isinstance(rules, Mapping) else rules
-    pairs = [(_compiled(pattern), label) for pattern, label in given]
+    pairs = [(_compiled(where, pattern), label) for pattern, label in given]
     leaves, structure = jax.tree.flatten_with_path(tree, is_leaf=_absent)
     paths = [path_string(path) for path, _ in leaves]
     for pattern, _ in pairs:
         # Transformations are also initialised on empty trees, by optax.tree.map_params for one.
         if paths and not any(pattern.fullmatch(path) for path in paths):
             raise ValueError(
-                f"path_labels: the pattern {pattern.pattern!r} in rules matches no leaf; "
+                f"{where}: the pattern {pattern.pattern!r} matches no leaf; "
                 f"the paths are: {_listed(paths)}."
             )
     labels = [
-        leaf if _absent(leaf) else _label(path, pairs, default)
+        leaf if _absent(leaf) else _label(where, path, pairs, default)
         for path, (_, leaf) in zip(paths, leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, labels)
@@ -178,30 +188,26 @@ def _absent(leaf: Any) -> bool:
     return leaf is None or isinstance(leaf, optax.MaskedNode)
 
 
-def _label(path: str, pairs: list[tuple[re.Pattern[str], Any]], default: Any) -> Any:
+def _label(where: str, path: str, pairs: list[tuple[re.Pattern[str], Any]], default: Any) -> Any:
     found = [(pattern.pattern, label) for pattern, label in pairs if pattern.fullmatch(path)]
     if any(label != found[0][1] for _, label in found):
         patterns = " and ".join(repr(pattern) for pattern, _ in found)
         raise ValueError(
-            f"path_labels: {patterns} in rules match one leaf, {path!r}, with different labels; "
+            f"{where}: {patterns} match one leaf, {path!r}, with different labels; "
             f"a leaf takes one label."
         )
     if found:
         return found[0][1]
     if default is _REQUIRED:
-        raise ValueError(
-            f"path_labels: no pattern in rules matches the leaf {path!r}; add one, or a default."
-        )
+        raise ValueError(f"{where}: no pattern matches the leaf {path!r}; add one, or a default.")
     return default
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compiled(where: str, pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise ValueError(
-            f"path_labels: {pattern!r} in rules is no regular expression: {error}."
-        ) from error
+        raise ValueError(f"{where}: {pattern!r} is no regular expression: {error}.") from error
 
 
 def _listed(paths: list[str], most: int = 12) -> str:

@@ -1,1 +1,1 @@
-"""Linear solves, preconditioners, inverse roots and windowed inverses, on pytrees."""
+"""Linear solves, inverse roots and polar factors."""

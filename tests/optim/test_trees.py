@@ -6,6 +6,7 @@ import optax
 import pytest
 
 import optim
+from optim import trees
 from optim.trees import named_key
 
 TREE = {"blocks": {"query": {"kernel": 1, "bias": 2}}, "head": [3, 4], "absent": None}
@@ -30,16 +31,16 @@ def test_the_default_is_for_the_rest():
     [
         (
             {".*": 1, "tail": 2},
-            r"'tail' in rules matches no leaf; the paths are: absent, blocks/query/bias",
+            r"'tail' matches no leaf; the paths are: absent, blocks/query/bias",
         ),
-        ({"kernel": 1, ".*": 2}, "'kernel' in rules matches no leaf"),
-        ({".*": 1, "head/.*": 2}, r"'\.\*' and 'head/\.\*' in rules match one leaf, 'head/0'"),
-        ({"head/.*": 1}, "no pattern in rules matches the leaf 'blocks/query/bias'"),
-        ({"[": 1}, r"'\[' in rules is no regular expression"),
+        ({"kernel": 1, ".*": 2}, "'kernel' matches no leaf"),
+        ({".*": 1, "head/.*": 2}, r"'\.\*' and 'head/\.\*' match one leaf, 'head/0'"),
+        ({"head/.*": 1}, "no pattern matches the leaf 'blocks/query/bias'"),
+        ({"[": 1}, r"'\[' is no regular expression"),
     ],
 )
 def test_unmatched_and_doubly_matched_leaves_are_named(rules, phrase):
-    with pytest.raises(ValueError, match=f"path_labels: .*{phrase}") as caught:
+    with pytest.raises(ValueError, match=f"path_labels: rules: .*{phrase}") as caught:
         optim.path_labels(TREE, rules)
     assert "\n" not in str(caught.value)
 
@@ -100,3 +101,32 @@ def test_names_draw_apart_and_are_stable():
     drawn = {name: int(jax.random.bits(named_key(key, name))) for name in ("a", "b", "a/b")}
     assert len({*drawn.values()}) == 3
     assert int(jax.random.bits(named_key(jax.random.key(0), "a"))) == drawn["a"]
+
+
+def test_map_leaves_leaves_the_state_of_absent_gradients_alone():
+    updates = {"a": jnp.ones(2, jnp.bfloat16), "b": None, "c": None}
+    state = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.full(2, 7.0), "c": None}
+    seen = []
+
+    def rule(g, m, p):
+        seen.append((g.dtype, m.dtype, p.dtype))
+        return g + m + p, 2 * m
+
+    params = {"a": jnp.ones(2), "b": jnp.ones(2), "c": None}
+    new, (mu,) = trees.map_leaves(rule, updates, (state,), params)
+    assert seen == [(jnp.float32,) * 3]
+    assert new["a"].tolist() == [3, 3] and new["b"] is None and new["c"] is None
+    assert mu["a"].dtype == jnp.bfloat16 and mu["a"].tolist() == [2, 2]
+    assert mu["b"] is state["b"] and mu["c"] is None
+
+
+def test_map_leaves_of_an_empty_tree_is_empty():
+    assert trees.map_leaves(lambda g, m: (g, m), {}, ({},)) == ({}, ({},))
+
+
+def test_checks_name_the_argument_and_pass_traced_values():
+    with pytest.raises(ValueError, match="^adam: b2 is 1.0; accepted: 0 <= b2 < 1.$"):
+        trees.check_fractions("adam", b1=0.9, b2=1.0)
+    with pytest.raises(ValueError, match="^adam: eps is nan; accepted: eps >= 0.$"):
+        trees.check_at_least("adam", 0, eps=float("nan"))
+    jax.jit(lambda b: trees.check_fractions("adam", b1=b))(2.0)

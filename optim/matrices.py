@@ -1,0 +1,315 @@
+"""A model's matrices in a few batched stacks: layouts by path, groups by shape, on a mesh.
+
+A layout is one letter an axis, in the order of the leaf's axes: `m` rows (what the layer
+contracts), `n` columns, `b` batch (a layer axis, a head). Axes that share a letter are flattened
+together in order, and `3n` or `3m` declares an axis that holds three matrices side by side::
+
+    "m n"      a Dense kernel                       "b m n"    layers stacked for a scan
+    "m b n"    (d, heads, head_dim), a head each    "m n n"    the same, all heads as one matrix
+    "m 3n"     a fused query-key-value kernel       "b m 3n"   the same, stacked
+    "m m m n"  a convolution (kh, kw, in, out)      None       not a matrix
+
+Without rules a leaf of two axes or more is a matrix in flax's layout: the last axis columns, all
+others rows. Integers and leaves without elements are never matrices.
+
+Same-shaped matrices of one dtype form a group, a tall matrix with its transpose unless that is
+switched off, so that a method is one kernel a group on a stack (batch, m, n).
+
+On a mesh, `mesh_axis` names the axis, or axes, over which the stack's first axis is split: each
+device works on whole matrices, with one all-to-all in, one out, and none between. It wants
+`jax.set_mesh(mesh)` around the jitted step.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike, DTypeLike
+
+from optim import trees
+
+Matrices = Mapping[str, str | None] | None
+MeshAxis = str | Sequence[str] | None
+
+
+class Axes(NamedTuple):
+    """How one leaf becomes (batch, rows, columns)."""
+
+    split: tuple[int, ...]  # the leaf's shape with `3n` axes split in two
+    order: tuple[int, ...]  # transposition that brings batch, then rows, then columns together
+    shape: tuple[int, int, int]  # batch, rows, columns
+    transposed: bool  # stacked with rows and columns swapped
+
+
+class Member(NamedTuple):
+    """One leaf of a group."""
+
+    position: int  # among the leaves, None and masked ones left out
+    path: str
+    shape: tuple[int, ...]
+    axes: Axes
+
+
+class Group(NamedTuple):
+    """Leaves whose matrices have one shape."""
+
+    members: tuple[Member, ...]
+    shape: tuple[int, int, int]  # batch, m, n of the stack
+    dtype: jnp.dtype  # for accumulators: that of the leaves, float32 at least
+
+    @property
+    def name(self) -> str:
+        """A name that no other group of the same tree has."""
+        _, m, n = self.shape
+        return f"{m}x{n}_{self.dtype.name}"
+
+
+def _is_matrix(leaf: ArrayLike) -> bool:
+    inexact = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    return inexact and jnp.ndim(leaf) >= 2 and jnp.size(leaf) > 0
+
+
+def layouts(method: str, tree: Any, matrices: Matrices = None) -> list[str | None]:
+    """The layout of every leaf, or None, in the order of `jax.tree.leaves`.
+
+    Args:
+      method: named in errors.
+      tree: parameters, or a gradient of their structure.
+      matrices: pattern for the whole path -> layout or None; None means flax's layout by shape.
+
+    Raises:
+      ValueError: a pattern matches nothing, two patterns with different layouts match one leaf, a
+        leaf of two axes or more has no pattern, or a layout does not fit the leaf.
+    """
+    leaves = jax.tree.leaves_with_path(tree)
+    if matrices is None:
+        return [_by_shape(leaf) if _is_matrix(leaf) else None for _, leaf in leaves]
+    rules = {pattern: _Label(layout) for pattern, layout in matrices.items()}
+    labels = trees.labels_by_path(f"{method}: matrices", tree, rules, default=_Label(_UNNAMED))
+    found: list[str | None] = []
+    for (path, leaf), label in zip(leaves, jax.tree.leaves(labels), strict=True):
+        name, layout = trees.path_string(path), label.layout
+        if layout == _UNNAMED and _is_matrix(leaf):
+            raise ValueError(
+                f"{method}: matrices has no pattern for the leaf {name!r} of shape "
+                f'{jnp.shape(leaf)}; give it a layout such as "m n", or None if it is no matrix.'
+            )
+        absent = not jnp.size(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        layout = None if layout == _UNNAMED or absent else layout
+        found.append(layout if layout is None else _checked(method, name, leaf, layout))
+    return found
+
+
+_UNNAMED = ""
+
+
+class _Label:
+    """A layout as a leaf of its own, so that None stays one."""
+
+    def __init__(self, layout: str | None) -> None:
+        self.layout = layout
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Label) and self.layout == other.layout
+
+
+def _by_shape(leaf: ArrayLike) -> str:
+    return " ".join(["m"] * (jnp.ndim(leaf) - 1) + ["n"])
+
+
+def _checked(method: str, name: str, leaf: ArrayLike, layout: str) -> str:
+    shape, words = jnp.shape(leaf), layout.split()
+    where = f"{method}: matrices: the layout {layout!r} of {name!r}"
+    if len(words) != len(shape) or not all(re.fullmatch(r"b|([1-9]\d*)?[mn]", w) for w in words):
+        raise ValueError(
+            f"{where} must give b, m or n, or a count and m or n, for each of the axes {shape}."
+        )
+    if not {"m", "n"} <= {word[-1] for word in words}:
+        raise ValueError(f"{where} needs an m and an n axis.")
+    for word, size in zip(words, shape, strict=True):
+        if size % int(word[:-1] or 1):
+            raise ValueError(f"{where}: an axis of size {size} does not divide as {word!r}.")
+    return layout
+
+
+@functools.cache
+def matrix_axes(shape: tuple[int, ...], layout: str, transpose: bool = True) -> Axes:
+    """How a leaf of that shape and layout becomes a stack, rows <= columns if `transpose`."""
+    split: list[int] = []
+    letters: list[str] = []
+    for word, size in zip(layout.split(), shape, strict=True):
+        count = int(word[:-1] or 1)
+        if count > 1:
+            split, letters = [*split, count], [*letters, "b"]
+        split, letters = [*split, size // count], [*letters, word[-1]]
+    order = tuple(i for kind in "bmn" for i, letter in enumerate(letters) if letter == kind)
+    b, m, n = (
+        math.prod(s for s, k in zip(split, letters, strict=True) if k == kind) for kind in "bmn"
+    )
+    return Axes(tuple(split), order, (b, m, n), transpose and m > n)
+
+
+def to_matrices(leaf: jax.Array, axes: Axes) -> jax.Array:
+    """The leaf as (batch, m, n)."""
+    x = leaf.reshape(axes.split).transpose(axes.order).reshape(axes.shape)
+    return x.mT if axes.transposed else x
+
+
+def from_matrices(x: jax.Array, axes: Axes, shape: tuple[int, ...]) -> jax.Array:
+    """The way back."""
+    x = x.mT if axes.transposed else x
+    x = x.reshape([axes.split[i] for i in axes.order])
+    return x.transpose([axes.order.index(i) for i in range(len(axes.order))]).reshape(shape)
+
+
+def group_matrices(
+    method: str, tree: Any, matrices: Matrices = None, *, transpose: bool = True
+) -> tuple[Group, ...]:
+    """The groups of a tree, in order of first appearance; static, so cheap at trace time.
+
+    Args:
+      method: named in errors.
+      tree: parameters, or a gradient of their structure.
+      matrices: pattern for the whole path -> layout or None; None means flax's layout by shape.
+      transpose: whether a tall matrix is stacked as its transpose.
+
+    Raises:
+      ValueError: as `layouts`.
+    """
+    found: dict[Any, list[Member]] = {}
+    layout_of = layouts(method, tree, matrices)
+    for index, (path, leaf) in enumerate(jax.tree.leaves_with_path(tree)):
+        if (layout := layout_of[index]) is not None:
+            axes = matrix_axes(jnp.shape(leaf), layout, transpose)
+            _, m, n = axes.shape
+            key = ((n, m) if axes.transposed else (m, n)), trees.accumulator_dtype(leaf)
+            member = Member(index, trees.path_string(path), jnp.shape(leaf), axes)
+            found.setdefault(key, []).append(member)
+    return tuple(
+        Group(tuple(members), (sum(x.axes.shape[0] for x in members), *shape), dtype)
+        for (shape, dtype), members in found.items()
+    )
+
+
+def stack(group: Group, leaves: Sequence[Any], dtype: DTypeLike | None = None) -> jax.Array:
+    """The group's matrices, (batch, m, n), in `dtype` or the group's."""
+    parts = [
+        to_matrices(trees.as_dtype(leaves[x.position], jnp.dtype(dtype or group.dtype)), x.axes)
+        for x in group.members
+    ]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+
+
+def unstack(group: Group, stacked: jax.Array, leaves: Sequence[Any]) -> list[Any]:
+    """`leaves` with the group's members replaced by their slices of `stacked`."""
+    leaves, start = list(leaves), 0
+    for x in group.members:
+        part = jax.lax.slice_in_dim(stacked, start, start + x.axes.shape[0])
+        leaves[x.position] = from_matrices(part, x.axes, x.shape)
+        start += x.axes.shape[0]
+    return leaves
+
+
+def in_chunks(
+    kernel: Callable[[jax.Array], jax.Array], chunk: int | None = None
+) -> Callable[[jax.Array], jax.Array]:
+    """The kernel, ([batch,] m, n) -> same, on at most `chunk` matrices at a time, in place.
+
+    A loop that overwrites its carry needs the temporaries of `chunk` matrices and no second stack:
+    right where one matrix fills the machine. None means 1 on a CPU and the whole stack elsewhere.
+    """
+    if chunk is None:
+        chunk = 1 if jax.default_backend() == "cpu" else None
+
+    def in_place(x: jax.Array) -> jax.Array:
+        count = x.shape[0]
+        most = count if chunk is None else min(chunk, count)
+        size = next(c for c in range(most, 0, -1) if count % c == 0)
+
+        def run(part: jax.Array) -> jax.Array:
+            # A CPU multiplies a matrix faster than a batch of one.
+            return kernel(part[0])[None] if size == 1 else kernel(part)
+
+        def body(i: jax.Array, x: jax.Array) -> jax.Array:
+            part = run(jax.lax.dynamic_slice_in_dim(x, i * size, size))
+            return jax.lax.dynamic_update_slice_in_dim(x, part, i * size, 0)
+
+        if size == count:
+            return run(x)
+        return jax.lax.fori_loop(0, count // size, body, x)
+
+    return in_place
+
+
+def axis_names(mesh_axis: MeshAxis) -> tuple[str, ...]:
+    """The axis or axes as a tuple."""
+    return (mesh_axis,) if isinstance(mesh_axis, str) else tuple(mesh_axis or ())
+
+
+def check_mesh_axis(method: str, mesh_axis: MeshAxis, argument: str = "mesh_axis") -> None:
+    """Raises ValueError if the mesh set by `jax.set_mesh` lacks the axis."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if missing := [name for name in axis_names(mesh_axis) if name not in mesh.shape]:
+        raise ValueError(
+            f"{method}: {argument} is {mesh_axis!r}, but {missing} is not among the axes "
+            f"{tuple(mesh.axis_names)} of the mesh set by jax.set_mesh."
+        )
+
+
+def padding(count: int, mesh_axis: MeshAxis) -> int:
+    """Zero matrices that make a stack of `count` divisible over the mesh axis."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return -count % math.prod(mesh.shape[name] for name in axis_names(mesh_axis))
+
+
+def gather_matrices(x: jax.Array, mesh_axis: MeshAxis, columns: Any = P.UNCONSTRAINED) -> jax.Array:
+    """A stack with whole rows on each device and its first axis, padded, over `mesh_axis`.
+
+    Columns are left unconstrained: where the parameters split them over another axis (tensor
+    parallelism) they stay split, and only Gram matrices are summed over it. Several mesh axes are
+    taken one at a time, since GSPMD has no direct way and would replicate the stack.
+    """
+    names = axis_names(mesh_axis)
+    if not names:
+        return x
+    x = jnp.pad(x, ((0, padding(x.shape[0], names)), (0, 0), (0, 0)))
+    for i in range(len(names)):
+        x = jax.lax.with_sharding_constraint(x, P(names[: i + 1], None, columns))
+    return x
+
+
+def scatter_matrices(
+    x: jax.Array, count: int, mesh_axis: MeshAxis, columns: Any = P.UNCONSTRAINED
+) -> jax.Array:
+    """The way back, padding cut off; the parameters' own sharding is then GSPMD's to find."""
+    names = axis_names(mesh_axis)
+    for i in reversed(range(len(names))):
+        x = jax.lax.with_sharding_constraint(x, P(names[: i + 1], None, columns))
+    return x[:count] if names else x
+
+
+def on_each_device(kernel: Callable[..., Any], mesh_axis: MeshAxis) -> Callable[..., Any]:
+    """The kernel on each device's own matrices: manual over `mesh_axis`, all else left to GSPMD.
+
+    Every argument and result, tree or array, has the stack axis first; inside, that axis is local,
+    so a loop over it is a loop over one device's matrices.
+    """
+    names = axis_names(mesh_axis)
+    if not names:
+        return kernel
+    return jax.shard_map(
+        kernel, in_specs=P(names), out_specs=P(names), axis_names=set(names), check_vma=False
+    )
+
+
+def distributed(
+    kernel: Callable[[jax.Array], jax.Array], x: jax.Array, mesh_axis: MeshAxis
+) -> jax.Array:
+    """kernel(x) for a stack x (batch, m, n), each device along `mesh_axis` on whole matrices."""
+    whole = gather_matrices(x, mesh_axis)
+    return scatter_matrices(on_each_device(kernel, mesh_axis)(whole), x.shape[0], mesh_axis)
