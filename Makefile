@@ -23,6 +23,8 @@ help:
 	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 was found; set PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments,test,lint,tensorboard]'
+# Apart from the rest, since jax looks for a TPU where libtpu can be imported; Linux on x86-64 only.
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt --target .venv/tpu-aot libtpu
 	@touch $@
 
 run: .venv/ready

@@ -1,7 +1,9 @@
 """`python -m experiments bench`: times candidates side by side and writes what it measured.
 
 An entry is one file of this folder with a one-line docstring and a function
-`candidates(quick: bool) -> Comparison`; nothing else needs to know of it.
+`candidates(quick: bool) -> Comparison`, whose candidates are timed, or a function
+`programs(quick: bool) -> Mapping[str, Program]`, whose programs are compiled for TPU slices and not
+run; nothing else needs to know of it.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from experiments.benchmarks.harness import LIMIT, compare
 from experiments.environment import environment
 from experiments.registry import choose, entries, listing
 from experiments.table import table
+from experiments.tpu_slice import run_python
 
 
 def positive(text: str) -> int:
@@ -93,14 +96,22 @@ def report(result: Mapping[str, Any]) -> str:
 def main(argv: list[str]) -> int:
     """Runs one entry or all, prints a table for each and writes <output>/<name>.json."""
     arguments = parse(argv)
-    found = entries(benchmarks, "candidates")
+    found = entries(benchmarks, "candidates") | entries(benchmarks, "programs")
     if arguments.list:
         print(table(["name", "what"], listing(found)))
         return 0
     output = arguments.output or Path("runs", "bench", jax.default_backend())
-    chosen = choose(found, arguments.name, "bench")
+    name = arguments.name and arguments.name.replace("-", "_")
+    chosen = choose(found, name, "bench")
     output.mkdir(parents=True, exist_ok=True)
+    status = 0
     for name, module in chosen.items():
+        if hasattr(module, "programs"):
+            quick = ["--quick"] if arguments.quick else []
+            written = ["--output", str(output / f"{name}.json")]
+            command = ["-m", "experiments.benchmarks.ahead", module.__name__, *written]
+            status = max(status, run_python([*command, *quick]))
+            continue
         comparison = module.candidates(arguments.quick)
         result = {
             "name": name,
@@ -115,4 +126,4 @@ def main(argv: list[str]) -> int:
         file = output / f"{name}.json"
         file.write_text(json.dumps(result, indent=2) + "\n")
         print(report(result), f"Written to {file}.", sep="\n", end="\n\n")
-    return 0
+    return status
