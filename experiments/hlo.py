@@ -262,8 +262,8 @@ def _callees(
     text = instruction.text
     if instruction.opcode == "while":
         [body] = re.findall(r"body=%?([\w.\-]+)", text)
-        trips = _trips(instruction, computations)
-        trips = unknown_trips if trips is None else trips
+        read = _trips(instruction, computations)
+        trips = unknown_trips if read is None else read
         if trips is None:
             raise ValueError(
                 f"unknown_trips is None; the loop {instruction.name!r}, whose trip count cannot be "
