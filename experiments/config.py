@@ -39,7 +39,8 @@ class Optimizer:
     """An optimizer by name, and what is applied to it by path of the parameter.
 
     Patterns are regular expressions that must match a whole path, such as `blocks/.*/kernel`. One
-    that matches nothing, or two of a list that match one parameter, are errors.
+    that matches nothing, or two of a list that match one parameter, are errors. An argument in
+    `kwargs` that is itself a transformation (`auxiliary`, `inner`) is given as an Optimizer.
     """
 
     name: str = "optax.adamw"  # a name in optim, or optax.<name>, optax.contrib.<name>

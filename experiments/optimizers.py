@@ -1,5 +1,6 @@
 """From the names in a config to one gradient transformation."""
 
+import dataclasses
 import functools
 import inspect
 import operator
@@ -53,6 +54,8 @@ def build_optimizer(
     measures each group on its own.
     """
     schedule = build_schedule(config.schedule, config.learning_rate, steps)
+    kwargs = {key: _nested(value, steps, params) for key, value in config.kwargs.items()}
+    config = dataclasses.replace(config, kwargs=kwargs)
     tx = _with_weight_decay(config, schedule, params)
     if config.learning_rate_multipliers:
         factors = by_path(params, config.learning_rate_multipliers, default=1.0)
@@ -68,10 +71,17 @@ def build_optimizer(
     return optax.with_extra_args_support(tx), schedule
 
 
+def _nested(value: Any, steps: int, params: Any) -> Any:
+    """An optimizer among the arguments of another, as `auxiliary` or `inner`, is built first."""
+    return build_optimizer(value, steps, params)[0] if isinstance(value, Optimizer) else value
+
+
 def _with_weight_decay(config: Optimizer, schedule: optax.Schedule, params: Any) -> Any:
     function = find(config.name)
     build = functools.partial(_call, function, "config.optimizer", config.name)
-    kwargs = {"learning_rate": schedule, **config.kwargs}
+    kwargs = dict(config.kwargs)
+    if "learning_rate" in inspect.signature(function).parameters:  # a scale_by_<name> has none
+        kwargs.setdefault("learning_rate", schedule)
     if not config.weight_decay_multipliers:
         return build(kwargs)
     if "weight_decay" not in inspect.signature(function).parameters:

@@ -148,9 +148,11 @@ def train(config: Config, workdir: pathlib.Path, records: Records) -> Outcome:
     """
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
-    program = build_program(config, mesh)
-    directory = workdir / "checkpoints"
-    with contextlib.closing(Checkpoints(directory, config.keep_checkpoints)) as checkpoints:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))  # where a matrix method looks for its mesh_axis
+        program = build_program(config, mesh)
+        checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
+        stack.callback(checkpoints.close)
         found = checkpoints.restore(program.target, records.say)
         state, counters = found or (program.init(jax.random.key(config.seed)), Counters())
         records.begin(config, program.task.facts, program.target, counters.step)
