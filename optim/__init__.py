@@ -4,7 +4,17 @@ from optim.averaging.ema import params_ema
 from optim.averaging.evaluation import evaluation_params
 from optim.control.hyperparams import inject_hyperparams
 from optim.control.nonfinite import keep_if_finite
+from optim.elementwise.dadapt_adam import DAdaptAdamState, dadapt_adam
+from optim.elementwise.dadapt_sgd import DAdaptSGDState, dadapt_sgd
 from optim.elementwise.lion import ScaleByLionState, lion, scale_by_lion
+from optim.elementwise.prodigy import ProdigyState, prodigy
+from optim.elementwise.schedule_free import (
+    ScheduleFreeState,
+    schedule_free,
+    schedule_free_adamw,
+    schedule_free_radam,
+    schedule_free_sgd,
+)
 from optim.inspection import describe
 from optim.quantized.stochastic_rounding import apply_updates, stochastic_round
 from optim.schedules.linear import linear_decay_schedule
@@ -12,8 +22,14 @@ from optim.schedules.wsd import wsd_schedule
 from optim.trees import path_labels, path_string
 
 __all__ = [
+    "DAdaptAdamState",
+    "DAdaptSGDState",
+    "ProdigyState",
     "ScaleByLionState",
+    "ScheduleFreeState",
     "apply_updates",
+    "dadapt_adam",
+    "dadapt_sgd",
     "describe",
     "evaluation_params",
     "inject_hyperparams",
@@ -23,7 +39,12 @@ __all__ = [
     "params_ema",
     "path_labels",
     "path_string",
+    "prodigy",
     "scale_by_lion",
+    "schedule_free",
+    "schedule_free_adamw",
+    "schedule_free_radam",
+    "schedule_free_sgd",
     "stochastic_round",
     "wsd_schedule",
 ]

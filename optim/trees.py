@@ -96,6 +96,31 @@ def check_at_least(method: str, least: float, **values: ArrayLike) -> None:
             raise ValueError(f"{method}: {name} is {value}; accepted: {name} >= {least}.")
 
 
+def check_positive(method: str, **values: ArrayLike) -> None:
+    """Raises ValueError on a number that is not positive. Traced values are not checked."""
+    for name, value in values.items():
+        if isinstance(value, numbers.Real) and not value > 0:
+            raise ValueError(f"{method}: {name} is {value}; accepted: {name} > 0.")
+
+
+def value_at(value: optax.ScalarOrSchedule, count: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """A hyper-parameter, or the value of its schedule at `count`, as an array of the dtype."""
+    return as_dtype(value(count) if callable(value) else value, dtype)
+
+
+def decay_terms(
+    params: Any, weight_decay: ArrayLike, mask: Any | Callable[[Any], Any] | None
+) -> Any:
+    """weight_decay times the parameters that the mask chooses, zeros for the others.
+
+    For methods that use these terms elsewhere than `optax.add_decayed_weights` adds them.
+    """
+    params = promote(params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    decay = optax.add_decayed_weights(weight_decay, mask)
+    return decay.update(zeros, decay.init(params), params)[0]
+
+
 def with_promoted_params(
     inner: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:

@@ -27,6 +27,45 @@ ROWS: tuple[Row, ...] = (
         lambda rate: optax.chain(optim.lion(rate, weight_decay=0.1), optim.params_ema(0.9)),
         state_bytes=8,
     ),
+    # A larger d0 than the default: the run has three steps, and d is to grow in them.
+    Row(
+        "dadapt_adam",
+        lambda rate: optim.dadapt_adam(rate, d0=0.01, weight_decay=0.1),
+        state_bytes=12,
+    ),
+    Row(
+        "dadapt_sgd",
+        lambda rate: optim.dadapt_sgd(rate, d0=0.01, momentum=0.9, weight_decay=0.1),
+        state_bytes=8,
+    ),
+    Row("prodigy", lambda rate: optim.prodigy(rate, d0=0.01, weight_decay=0.1), state_bytes=16),
+    Row(
+        "prodigy of slices",
+        lambda rate: optim.prodigy(
+            rate, d0=0.01, weight_decay=0.1, decouple=False, use_bias_correction=True, slice_p=4
+        ),
+        state_bytes=10,
+    ),
+    Row(
+        "schedule_free",
+        lambda rate: optim.schedule_free(optax.sgd(rate), rate, weight_decay=0.1, warmup_steps=2),
+        state_bytes=4,
+    ),
+    Row(
+        "schedule_free_adamw",
+        lambda rate: optim.schedule_free_adamw(rate, weight_decay=0.1, inner_momentum=0.9),
+        state_bytes=12,
+    ),
+    Row(
+        "schedule_free_radam",
+        lambda rate: optim.schedule_free_radam(rate, weight_decay=0.1, silent_sgd_phase=False),
+        state_bytes=8,
+    ),
+    Row(
+        "schedule_free_sgd",
+        lambda rate: optim.schedule_free_sgd(rate, weight_decay=0.1, r=0.5),
+        state_bytes=4,
+    ),
     Row(
         "optax.chain(clip_by_global_norm, adamw)",
         _clipped_adamw,
