@@ -100,7 +100,7 @@ def prodigy(
       safeguard_warmup: leaves the rate out of s, for a rate that warms up.
       d0: first d, above 0.
       d_coef: multiplies d_hat; the authors' preferred way to tune the method (0.5, 2.0).
-      growth_rate: largest factor by which d grows in a step.
+      growth_rate: largest factor by which d grows in a step, but for the one in which it leaves d0.
       slice_p: d is estimated from every slice_p-th entry of a tensor; the authors suggest 11.
 
     Raises:

@@ -395,17 +395,18 @@ def _variance_lengths(
 ) -> tuple[jax.Array, jax.Array]:
     """RAdam's rho after that many steps, and R, to which it grows.
 
-    With h = -log(b2), R = coth(h / 2) and 2 t b2^t / (1 - b2^t) = t coth(t h / 2) - t, whose first
-    terms are near 2 / h; without it rho = t + L(h / 2) - t L(t h / 2), L(x) = coth(x) - 1 / x.
+    With h = -log(b2), R = coth(h / 2) and 2 t b2^t / (1 - b2^t) = t coth(t h / 2) - t, both
+    near 2 / h at first. With that taken out, rho = 1 - m(h / 2) + t m(t h / 2), where m(x) =
+    1 + 1 / x - coth(x) falls from 1 to 0.
     """
     take, t = trees.as_dtype(1 - b2, dtype), trees.as_dtype(steps, dtype)
     half = -jnp.log1p(-take) / 2
-    return t + _langevin(half) - t * _langevin(t * half), 2 / take - 1
+    return 1 - _falling(half) + t * _falling(t * half), 2 / take - 1
 
 
-def _langevin(x: jax.Array) -> jax.Array:
-    """coth(x) - 1 / x, by its series where the difference would cancel."""
+def _falling(x: jax.Array) -> jax.Array:
+    """1 + 1 / x - coth(x), by its series where the difference would cancel."""
     small = jnp.minimum(x, 0.1)
     square = jnp.square(small)
-    series = small * (1 / 3 - square * (1 / 45 - square * (2 / 945 - square / 4725)))
-    return jnp.where(x < 0.1, series, 1 / jnp.tanh(x) - 1 / x)
+    series = 1 - small * (1 / 3 - square * (1 / 45 - square * (2 / 945 - square / 4725)))
+    return jnp.where(x < 0.1, series, 1 / x - 2 / jnp.expm1(2 * x))
