@@ -6,6 +6,8 @@ from optim.control.hyperparams import inject_hyperparams
 from optim.control.nonfinite import keep_if_finite
 from optim.elementwise.dadapt_adam import DAdaptAdamState, dadapt_adam
 from optim.elementwise.dadapt_sgd import DAdaptSGDState, dadapt_sgd
+from optim.elementwise.ademamix import ScaleByAdemamixState, ademamix, scale_by_ademamix
+from optim.elementwise.adopt import ScaleByAdoptState, adopt, scale_by_adopt
 from optim.elementwise.lion import ScaleByLionState, lion, scale_by_lion
 from optim.elementwise.prodigy import ProdigyState, prodigy
 from optim.elementwise.schedule_free import (
@@ -17,6 +19,7 @@ from optim.elementwise.schedule_free import (
 )
 from optim.inspection import describe
 from optim.quantized.stochastic_rounding import apply_updates, stochastic_round
+from optim.schedules.ademamix import ademamix_alpha_schedule, ademamix_b3_schedule
 from optim.schedules.linear import linear_decay_schedule
 from optim.schedules.wsd import wsd_schedule
 from optim.trees import path_labels, path_string
@@ -27,6 +30,13 @@ __all__ = [
     "ProdigyState",
     "ScaleByLionState",
     "ScheduleFreeState",
+    "ScaleByAdemamixState",
+    "ScaleByAdoptState",
+    "ScaleByLionState",
+    "ademamix",
+    "ademamix_alpha_schedule",
+    "ademamix_b3_schedule",
+    "adopt",
     "apply_updates",
     "dadapt_adam",
     "dadapt_sgd",
@@ -40,6 +50,8 @@ __all__ = [
     "path_labels",
     "path_string",
     "prodigy",
+    "scale_by_ademamix",
+    "scale_by_adopt",
     "scale_by_lion",
     "schedule_free",
     "schedule_free_adamw",

@@ -2,6 +2,9 @@
 
 import dataclasses
 from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,60 @@ import optax
 import optim
 
 from .recording import Recording
-from .replay import Adapter, Pair, open_loop
+from .replay import Adapter, AdapterError, Pair, open_loop
+
+
+def ademamix(
+    lr: float = 1e-3,
+    betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+    alpha: float = 2.0,
+    beta3_warmup: float | None = None,
+    alpha_warmup: float | None = None,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """Ours, from the official arguments."""
+    b1, b2, b3 = betas
+    slow, weight = b3, alpha
+    if beta3_warmup is not None:
+        slow = optim.ademamix_b3_schedule(b3, b1=b1, warmup_steps=beta3_warmup)
+    if alpha_warmup is not None:
+        weight = optim.ademamix_alpha_schedule(alpha, warmup_steps=alpha_warmup)
+    return optim.ademamix(
+        lr, b1=b1, b2=b2, b3=slow, alpha=weight, eps=eps, weight_decay=weight_decay
+    )
+
+
+def power_of_step(clip: str | None) -> Callable[[Any], Any]:
+    """The clip that a recording of ADOPT names: `step**0.25`, or None."""
+    if clip is None:
+        return lambda step: math.inf
+    found = re.fullmatch(r"step\s*\*\*\s*([0-9.]+)", clip)
+    if found is None:
+        raise AdapterError(f"the adapter of adopt knows clips like step**0.25, not {clip!r}.")
+    power = float(found[1])
+    return lambda step: step**power
+
+
+def adopt(
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.9999),
+    eps: float = 1e-6,
+    clip: str | None = "step**0.25",
+    weight_decay: float = 0.0,
+    decouple: bool = False,
+) -> optax.GradientTransformation:
+    """Ours, from the official arguments and the recording's text for `clip_lambda`."""
+    return optim.adopt(
+        lr,
+        b1=betas[0],
+        b2=betas[1],
+        eps=eps,
+        clip_value_fn=power_of_step(clip),
+        weight_decay=weight_decay,
+        decouple=decouple,
+    )
+
 
 Betas = Sequence[float]
 
@@ -74,6 +130,8 @@ def schedule_free_sgd(
 ADAPTERS: dict[str, Adapter] = {
     "dadapt_adam": open_loop(dadapt_adam),
     "dadapt_sgd": open_loop(dadapt_sgd),
+    "ademamix": open_loop(ademamix),
+    "adopt": open_loop(adopt),
     "lion": open_loop(
         lambda lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0: optim.lion(
             lr, b1=betas[0], b2=betas[1], weight_decay=weight_decay

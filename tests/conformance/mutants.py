@@ -3,12 +3,15 @@
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 import optim
+from optim import trees
 
 from .adapters import (
     dadapt_adam,
@@ -18,6 +21,7 @@ from .adapters import (
     schedule_free_radam,
     schedule_free_sgd,
 )
+from .adapters import ademamix, adopt, power_of_step
 from .replay import Adapter, open_loop
 
 
@@ -286,6 +290,134 @@ MUTANTS: dict[str, dict[str, Adapter]] = {
         "one gradient late": open_loop(
             lambda **hyper: optax.chain(_delayed(), schedule_free_sgd(**hyper))
         ),
+def _ademamix(warm_ups: Callable[..., tuple[Any, Any]]) -> Adapter:
+    """AdEMAMix with other warm-ups than ours of b3 and alpha."""
+
+    def build(**hyper: Any) -> optax.GradientTransformation:
+        b1, b2, b3 = hyper["betas"]
+        slow = optim.ademamix_b3_schedule(b3, b1=b1, warmup_steps=hyper["beta3_warmup"] or 0)
+        weight = optim.ademamix_alpha_schedule(
+            hyper["alpha"], warmup_steps=hyper["alpha_warmup"] or 0
+        )
+        slow, weight = warm_ups(slow, weight, hyper)
+        return optim.ademamix(
+            hyper["lr"],
+            b1=b1,
+            b2=b2,
+            b3=slow,
+            alpha=weight,
+            eps=hyper["eps"],
+            weight_decay=hyper["weight_decay"],
+        )
+
+    return open_loop(build)
+
+
+def _ademamix_eps_corrected(**hyper: Any) -> optax.GradientTransformation:
+    """(sqrt(v) + eps) / sqrt(1 - b2^t) for the denominator."""
+
+    def at(count: Any) -> optax.GradientTransformation:
+        eps = hyper["eps"] / jnp.sqrt(1 - hyper["betas"][1] ** (count + 1.0))
+        return ademamix(**{**hyper, "eps": eps})
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        count, inner = state
+        updates, inner = at(count).update(updates, inner, params)
+        return updates, (count + 1, inner)
+
+    return optax.GradientTransformation(lambda p: (jnp.int32(0), at(0).init(p)), update)
+
+
+def _adopt(denominator: Callable[..., Any]) -> Adapter:
+    """ADOPT with denominator(v, new v, eps) in place of max(sqrt(v), eps)."""
+
+    def build(
+        lr: Any, betas: Any, eps: Any, clip: Any, weight_decay: Any, decouple: bool
+    ) -> optax.GradientTransformation:
+        def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+            count, m, v = state
+
+            def leaf(g: Any, m: Any, v: Any, p: Any) -> tuple[Any, ...]:
+                g += 0.0 if decouple else weight_decay * p
+                new_v = betas[1] * v + (1 - betas[1]) * g**2
+                bound = power_of_step(clip)(count + 0.0)
+                u = jnp.clip(g / denominator(v, new_v, eps), -bound, bound)
+                new_m = betas[0] * m + (1 - betas[0]) * u
+                step = -lr * (new_m + (weight_decay * p if decouple else 0.0))
+                return tuple(
+                    jnp.where(count == 0, *pair) for pair in ((0, step), (m, new_m), (g**2, new_v))
+                )
+
+            updates, (m, v) = trees.map_leaves(leaf, updates, (m, v), params)
+            return updates, (count + 1, m, v)
+
+        def init(params: Any) -> Any:
+            return jnp.int32(0), trees.zeros_like(params), trees.zeros_like(params)
+
+        return optax.GradientTransformation(init, update)
+
+    return open_loop(build)
+
+
+MUTANTS: dict[str, dict[str, Adapter]] = {
+    "ademamix": {
+        "b3 rises linearly": _ademamix(
+            lambda slow, weight, hyper: (
+                optax.linear_schedule(*hyper["betas"][::2], hyper["beta3_warmup"] - 1)
+                if hyper["beta3_warmup"]
+                else slow,
+                weight,
+            )
+        ),
+        "warm-ups count steps from 0": _ademamix(
+            lambda slow, weight, hyper: (lambda n: slow(n - 1), lambda n: weight(n - 1))
+        ),
+        "slow momentum corrected for its start": _ademamix(
+            lambda slow, weight, hyper: (slow, lambda n: weight(n) / (1 - slow(n) ** (n + 1.0)))
+        ),
+        "eps before the bias correction": open_loop(_ademamix_eps_corrected),
+        "decay in the gradient": open_loop(
+            lambda weight_decay, **hyper: optax.chain(
+                optax.add_decayed_weights(weight_decay), ademamix(**hyper)
+            )
+        ),
+        "decay after the step": open_loop(
+            lambda lr, weight_decay, **hyper: optax.chain(
+                ademamix(lr=lr, **hyper), _decay_after(lr * weight_decay)
+            )
+        ),
+        "one gradient late": open_loop(lambda **hyper: optax.chain(_delayed(), ademamix(**hyper))),
+    },
+    "adopt": {
+        "denominator sees the gradient": _adopt(lambda v, new, eps: jnp.maximum(new**0.5, eps)),
+        "eps added to the root": _adopt(lambda v, new, eps: v**0.5 + eps),
+        "eps inside the root": _adopt(lambda v, new, eps: (v + eps**2) ** 0.5),
+        "clip counts the gradient itself": open_loop(
+            lambda lr, betas, eps, clip, weight_decay, decouple: optim.adopt(
+                lr,
+                b1=betas[0],
+                b2=betas[1],
+                eps=eps,
+                clip_value_fn=lambda step: power_of_step(clip)(step + 1),
+                weight_decay=weight_decay,
+                decouple=decouple,
+            )
+        ),
+        "coupled for decoupled decay": open_loop(
+            lambda decouple, **hyper: adopt(decouple=not decouple, **hyper)
+        ),
+        "decoupled decay at the first call": open_loop(
+            lambda lr, weight_decay, **hyper: optax.chain(
+                adopt(lr, **hyper), optax.add_decayed_weights(-lr * weight_decay)
+            )
+        ),
+        "decay after the step": open_loop(
+            lambda lr, weight_decay, **hyper: optax.chain(
+                adopt(lr=lr, **hyper), _decay_after(lr * weight_decay)
+            )
+        ),
+        "no clip": open_loop(lambda clip, **hyper: adopt(clip=None, **hyper)),
+        "one gradient late": open_loop(lambda **hyper: optax.chain(_delayed(), adopt(**hyper))),
     },
     "lion": {
         "b1 and b2 exchanged": open_loop(

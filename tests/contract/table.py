@@ -17,6 +17,24 @@ def _clipped_adamw(rate: Any) -> optax.GradientTransformation:
 ROWS: tuple[Row, ...] = (
     Row("lion", lambda rate: optim.lion(rate, weight_decay=0.1), state_bytes=4),
     Row("scale_by_lion", lambda rate: optim.scale_by_lion(), state_bytes=4),
+    Row("adopt", lambda rate: optim.adopt(rate, weight_decay=0.1), state_bytes=8),
+    Row(
+        "adopt, decoupled",
+        lambda rate: optim.adopt(rate, weight_decay=0.1, decouple=True),
+        state_bytes=8,
+    ),
+    Row("scale_by_adopt", lambda rate: optim.scale_by_adopt(), state_bytes=8),
+    Row(
+        "ademamix",
+        lambda rate: optim.ademamix(
+            rate,
+            b3=optim.ademamix_b3_schedule(0.9999, b1=0.9, warmup_steps=8),
+            alpha=optim.ademamix_alpha_schedule(2.0, warmup_steps=8),
+            weight_decay=0.1,
+        ),
+        state_bytes=12,
+    ),
+    Row("scale_by_ademamix", lambda rate: optim.scale_by_ademamix(), state_bytes=12),
     Row(
         "keep_if_finite",
         lambda rate: optim.keep_if_finite(optim.lion(rate, weight_decay=0.1)),
