@@ -36,6 +36,25 @@ def zeros_like(tree: Any, dtype: DTypeLike | None = None) -> Any:
     return jax.tree.map(lambda x: jnp.zeros_like(x, dtype=dtype or accumulator_dtype(x)), tree)
 
 
+def float_copy(tree: Any) -> Any:
+    """A copy in the leaves' `accumulator_dtype`, with MaskedNode for what is no float or complex."""
+
+    def one(leaf: ArrayLike) -> jax.Array | optax.MaskedNode:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            return optax.MaskedNode()
+        return jnp.array(leaf, accumulator_dtype(leaf), copy=True)
+
+    return jax.tree.map(one, tree)
+
+
+def norm(tree: Any) -> jax.Array:
+    """The Euclidean norm of all leaves together, in their common `accumulator_dtype`."""
+    leaves = jax.tree.leaves(tree)
+    dtype = accumulator_dtype(*leaves)
+    squares = (jnp.sum(jnp.square(as_dtype(leaf, dtype))) for leaf in leaves)
+    return jnp.sqrt(sum(squares, start=jnp.zeros((), dtype)))
+
+
 def map_leaves(
     rule: Callable[..., Any], updates: Any, state: tuple[Any, ...] = (), *consumed: Any
 ) -> tuple[Any, tuple[Any, ...]]:

@@ -69,12 +69,7 @@ def params_ema(decay: ArrayLike) -> optax.GradientTransformationExtraArgs:
         raise ValueError(f"params_ema: decay is {decay}; accepted: 0 <= decay < 1.")
 
     def init(params: optax.Params) -> ParamsEmaState:
-        def first(p: ArrayLike) -> jax.Array | optax.MaskedNode:
-            if not jnp.issubdtype(jnp.result_type(p), jnp.inexact):
-                return optax.MaskedNode()
-            return jnp.array(p, trees.accumulator_dtype(p), copy=True)
-
-        return ParamsEmaState(jnp.zeros((), jnp.int32), jax.tree.map(first, params))
+        return ParamsEmaState(jnp.zeros((), jnp.int32), trees.float_copy(params))
 
     def update(
         updates: optax.Updates,

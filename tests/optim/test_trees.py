@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -130,3 +131,20 @@ def test_checks_name_the_argument_and_pass_traced_values():
     with pytest.raises(ValueError, match="^adam: eps is nan; accepted: eps >= 0.$"):
         trees.check_at_least("adam", 0, eps=float("nan"))
     jax.jit(lambda b: trees.check_fractions("adam", b1=b))(2.0)
+
+
+def test_float_copy_widens_copies_and_leaves_out_what_is_no_float():
+    tree = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(3), "n": jnp.arange(2), "none": None}
+    copy = trees.float_copy(tree)
+    assert copy["a"].dtype == copy["b"].dtype == jnp.float32
+    assert copy["b"].unsafe_buffer_pointer() != tree["b"].unsafe_buffer_pointer()
+    assert isinstance(copy["n"], optax.MaskedNode) and copy["none"] is None
+
+
+def test_norm_is_that_of_all_leaves_together_whatever_their_dtypes():
+    tree = {"a": jnp.full(2, 2.0, jnp.bfloat16), "b": jnp.full((2, 2), 2.0), "none": None}
+    tree["unused"] = np.zeros(3, jax.dtypes.float0)
+    with jax.numpy_dtype_promotion("strict"):
+        assert float(trees.norm(tree)) == np.float32(24**0.5)
+        assert float(trees.norm({})) == 0.0
+    assert float(trees.norm(jnp.full(300, 1.0, jnp.bfloat16))) == np.float32(300**0.5)
