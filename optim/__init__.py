@@ -8,6 +8,13 @@ from optim.elementwise.dadapt_adam import DAdaptAdamState, dadapt_adam
 from optim.elementwise.dadapt_sgd import DAdaptSGDState, dadapt_sgd
 from optim.elementwise.ademamix import ScaleByAdemamixState, ademamix, scale_by_ademamix
 from optim.elementwise.adopt import ScaleByAdoptState, adopt, scale_by_adopt
+from optim.elementwise.implicit_gradient_transport import (
+    ScaleByImplicitGradientTransportState,
+    TransportedParamsState,
+    implicit_gradient_transport,
+    scale_by_implicit_gradient_transport,
+    transported_params,
+)
 from optim.elementwise.lion import ScaleByLionState, lion, scale_by_lion
 from optim.elementwise.prodigy import ProdigyState, prodigy
 from optim.elementwise.schedule_free import (
@@ -16,6 +23,13 @@ from optim.elementwise.schedule_free import (
     schedule_free_adamw,
     schedule_free_radam,
     schedule_free_sgd,
+from optim.elementwise.normalized_gradient import normalized_gradient, scale_by_normalized_gradient
+from optim.elementwise.optimistic import (
+    MirrorMap,
+    OptimisticState,
+    entropic_mirror_map,
+    euclidean_mirror_map,
+    optimistic,
 )
 from optim.inspection import describe
 from optim.quantized.stochastic_rounding import apply_updates, stochastic_round
@@ -30,9 +44,13 @@ __all__ = [
     "ProdigyState",
     "ScaleByLionState",
     "ScheduleFreeState",
+    "MirrorMap",
+    "OptimisticState",
     "ScaleByAdemamixState",
     "ScaleByAdoptState",
+    "ScaleByImplicitGradientTransportState",
     "ScaleByLionState",
+    "TransportedParamsState",
     "ademamix",
     "ademamix_alpha_schedule",
     "ademamix_b3_schedule",
@@ -41,22 +59,30 @@ __all__ = [
     "dadapt_adam",
     "dadapt_sgd",
     "describe",
+    "entropic_mirror_map",
+    "euclidean_mirror_map",
     "evaluation_params",
+    "implicit_gradient_transport",
     "inject_hyperparams",
     "keep_if_finite",
     "linear_decay_schedule",
     "lion",
+    "normalized_gradient",
+    "optimistic",
     "params_ema",
     "path_labels",
     "path_string",
     "prodigy",
     "scale_by_ademamix",
     "scale_by_adopt",
+    "scale_by_implicit_gradient_transport",
     "scale_by_lion",
     "schedule_free",
     "schedule_free_adamw",
     "schedule_free_radam",
     "schedule_free_sgd",
+    "scale_by_normalized_gradient",
     "stochastic_round",
+    "transported_params",
     "wsd_schedule",
 ]

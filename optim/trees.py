@@ -37,7 +37,7 @@ def zeros_like(tree: Any, dtype: DTypeLike | None = None) -> Any:
 
 
 def float_copy(tree: Any) -> Any:
-    """A copy in the leaves' `accumulator_dtype`, with MaskedNode for what is no float or complex."""
+    """A copy in the leaves' `accumulator_dtype`, with MaskedNode in place of integers."""
 
     def one(leaf: ArrayLike) -> jax.Array | optax.MaskedNode:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):

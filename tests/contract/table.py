@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import optax
 
 import optim
@@ -11,6 +12,12 @@ from .harness import Row
 
 def _clipped_adamw(rate: Any) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate))
+
+
+def _losses(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
+    """Losses of eight examples, other ones each step."""
+    del params, gradients
+    return {"value": jax.random.exponential(jax.random.fold_in(jax.random.key(4), step), (8,))}
 
 
 # A row named as a public function of optim stands for it.
@@ -35,6 +42,34 @@ ROWS: tuple[Row, ...] = (
         state_bytes=12,
     ),
     Row("scale_by_ademamix", lambda rate: optim.scale_by_ademamix(), state_bytes=12),
+    Row("normalized_gradient", lambda rate: optim.normalized_gradient(rate), _losses, 0),
+    Row(
+        "scale_by_normalized_gradient",
+        lambda rate: optim.scale_by_normalized_gradient(),
+        _losses,
+        0,
+    ),
+    Row(
+        "implicit_gradient_transport",
+        lambda rate: optim.implicit_gradient_transport(rate),
+        state_bytes=8,
+    ),
+    Row(
+        "scale_by_implicit_gradient_transport",
+        lambda rate: optim.scale_by_implicit_gradient_transport(),
+        state_bytes=4,
+    ),
+    Row(
+        "transported_params",
+        lambda rate: optax.chain(optim.lion(rate), optim.transported_params(0.5)),
+        state_bytes=8,
+    ),
+    Row("optimistic", lambda rate: optim.optimistic(rate), state_bytes=4),
+    Row(
+        "optimistic, rate by variation",
+        lambda rate: optim.optimistic(rate, offset=1.0),
+        state_bytes=8,
+    ),
     Row(
         "keep_if_finite",
         lambda rate: optim.keep_if_finite(optim.lion(rate, weight_decay=0.1)),
@@ -103,6 +138,8 @@ OTHER_FUNCTIONS = frozenset(
     {
         "apply_updates",
         "describe",
+        "entropic_mirror_map",
+        "euclidean_mirror_map",
         "evaluation_params",
         "inject_hyperparams",
         "path_labels",
