@@ -78,8 +78,8 @@ def test_entropic_steps_land_on_the_simplex(dtype):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
 def test_entropic_map_keeps_to_the_accumulator_dtype(dtype):
+    wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
-        wide = jnp.promote_types(dtype, jnp.float32)
         params = jnp.full((2, 4), 0.25, dtype)
         for offset in (None, 1.0):
             tx = optim.optimistic(0.1, mirror_map=optim.entropic_mirror_map(), offset=offset)
