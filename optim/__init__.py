@@ -2,12 +2,41 @@
 
 from optim.averaging.ema import params_ema
 from optim.averaging.evaluation import evaluation_params
+from optim.control.agvm import (
+    AgvmState,
+    agvm,
+)
 from optim.control.hyperparams import inject_hyperparams
 from optim.control.nonfinite import keep_if_finite
-from optim.elementwise.dadapt_adam import DAdaptAdamState, dadapt_adam
-from optim.elementwise.dadapt_sgd import DAdaptSGDState, dadapt_sgd
-from optim.elementwise.ademamix import ScaleByAdemamixState, ademamix, scale_by_ademamix
-from optim.elementwise.adopt import ScaleByAdoptState, adopt, scale_by_adopt
+from optim.elementwise.adam_mini import (
+    ScaleByAdamMiniState,
+    adam_mini,
+    adam_mini_blocks,
+    scale_by_adam_mini,
+)
+from optim.elementwise.ademamix import (
+    ScaleByAdemamixState,
+    ademamix,
+    scale_by_ademamix,
+)
+from optim.elementwise.adopt import (
+    ScaleByAdoptState,
+    adopt,
+    scale_by_adopt,
+)
+from optim.elementwise.cautious import cautious
+from optim.elementwise.dadapt_adam import (
+    DAdaptAdamState,
+    dadapt_adam,
+)
+from optim.elementwise.dadapt_sgd import (
+    DAdaptSGDState,
+    dadapt_sgd,
+)
+from optim.elementwise.gradient_noise import (
+    GradientNoiseState,
+    gradient_noise,
+)
 from optim.elementwise.implicit_gradient_transport import (
     ScaleByImplicitGradientTransportState,
     TransportedParamsState,
@@ -15,15 +44,25 @@ from optim.elementwise.implicit_gradient_transport import (
     scale_by_implicit_gradient_transport,
     transported_params,
 )
-from optim.elementwise.lion import ScaleByLionState, lion, scale_by_lion
-from optim.elementwise.prodigy import ProdigyState, prodigy
-from optim.elementwise.schedule_free import (
-    ScheduleFreeState,
-    schedule_free,
-    schedule_free_adamw,
-    schedule_free_radam,
-    schedule_free_sgd,
-from optim.elementwise.normalized_gradient import normalized_gradient, scale_by_normalized_gradient
+from optim.elementwise.lamb import (
+    ScaleByLambState,
+    lamb,
+    scale_by_lamb,
+)
+from optim.elementwise.lars import (
+    ScaleByLarsState,
+    lars,
+    scale_by_lars,
+)
+from optim.elementwise.lion import (
+    ScaleByLionState,
+    lion,
+    scale_by_lion,
+)
+from optim.elementwise.normalized_gradient import (
+    normalized_gradient,
+    scale_by_normalized_gradient,
+)
 from optim.elementwise.optimistic import (
     MirrorMap,
     OptimisticState,
@@ -31,40 +70,71 @@ from optim.elementwise.optimistic import (
     euclidean_mirror_map,
     optimistic,
 )
+from optim.elementwise.prodigy import (
+    ProdigyState,
+    prodigy,
+)
+from optim.elementwise.schedule_free import (
+    ScheduleFreeState,
+    schedule_free,
+    schedule_free_adamw,
+    schedule_free_radam,
+    schedule_free_sgd,
+)
 from optim.inspection import describe
-from optim.quantized.stochastic_rounding import apply_updates, stochastic_round
-from optim.schedules.ademamix import ademamix_alpha_schedule, ademamix_b3_schedule
+from optim.quantized.stochastic_rounding import (
+    apply_updates,
+    stochastic_round,
+)
+from optim.schedules.ademamix import (
+    ademamix_alpha_schedule,
+    ademamix_b3_schedule,
+)
 from optim.schedules.linear import linear_decay_schedule
 from optim.schedules.wsd import wsd_schedule
-from optim.trees import path_labels, path_string
+from optim.trees import (
+    path_labels,
+    path_string,
+)
 
 __all__ = [
+    "AgvmState",
     "DAdaptAdamState",
     "DAdaptSGDState",
-    "ProdigyState",
-    "ScaleByLionState",
-    "ScheduleFreeState",
+    "GradientNoiseState",
     "MirrorMap",
     "OptimisticState",
+    "ProdigyState",
+    "ScaleByAdamMiniState",
     "ScaleByAdemamixState",
     "ScaleByAdoptState",
     "ScaleByImplicitGradientTransportState",
+    "ScaleByLambState",
+    "ScaleByLarsState",
     "ScaleByLionState",
+    "ScheduleFreeState",
     "TransportedParamsState",
+    "adam_mini",
+    "adam_mini_blocks",
     "ademamix",
     "ademamix_alpha_schedule",
     "ademamix_b3_schedule",
     "adopt",
+    "agvm",
     "apply_updates",
+    "cautious",
     "dadapt_adam",
     "dadapt_sgd",
     "describe",
     "entropic_mirror_map",
     "euclidean_mirror_map",
     "evaluation_params",
+    "gradient_noise",
     "implicit_gradient_transport",
     "inject_hyperparams",
     "keep_if_finite",
+    "lamb",
+    "lars",
     "linear_decay_schedule",
     "lion",
     "normalized_gradient",
@@ -73,15 +143,18 @@ __all__ = [
     "path_labels",
     "path_string",
     "prodigy",
+    "scale_by_adam_mini",
     "scale_by_ademamix",
     "scale_by_adopt",
     "scale_by_implicit_gradient_transport",
+    "scale_by_lamb",
+    "scale_by_lars",
     "scale_by_lion",
+    "scale_by_normalized_gradient",
     "schedule_free",
     "schedule_free_adamw",
     "schedule_free_radam",
     "schedule_free_sgd",
-    "scale_by_normalized_gradient",
     "stochastic_round",
     "transported_params",
     "wsd_schedule",

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import jax
 
-from .adapters import ADAPTERS, tolerance
-from .mutants import MUTANTS
+from .adapters import ADAPTERS, MUTANTS, tolerance
 from .recording import Recording, RecordingError, load
 from .replay import Adapter, AdapterError, replay
 

@@ -1,5 +1,6 @@
 """Replays a recording through our code and measures how far the two are apart."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -87,6 +88,73 @@ def _unless_rounding(ours: np.ndarray, recorded: np.ndarray, recording: Recordin
         return ours
     allowance = 4 * recording.meta.get("max_abs_f32_minus_f64", 0.0)
     return np.where(np.abs(ours - recorded) <= allowance, recorded, ours)
+
+
+def step_by_step(build: Callable[..., optax.GradientTransformation]) -> Adapter:
+    """`open_loop` for a recording in float32, whose parameters were rounded after every step.
+
+    Each of our steps starts from the recorded parameters, so that roundings do not add up, and a
+    recorded number stands for all that are nearest to it. Moments are our own from the start.
+    """
+
+    def adapter(recording: Recording, dtype: Any) -> Mapping[str, Pair]:
+        transformation = optax.with_extra_args_support(call(build, recording))
+        start, recorded = recording.tree("p0", dtype), recording.tree(recording.final)
+        before = {
+            leaf: np.concatenate([start[leaf][None], recorded[leaf][:-1]]).astype(dtype)
+            for leaf in start
+        }
+
+        @jax.jit
+        def run(params: Any, steps: Any) -> Any:
+            def step(state: Any, inputs: Any) -> Any:
+                params, gradient = inputs
+                updates, state = transformation.update(gradient, state, params)
+                return state, optim.apply_updates(params, updates)
+
+            return jax.lax.scan(step, transformation.init(params), steps)[1]
+
+        ours = run(jax.tree.map(jnp.asarray, start), (before, recording.tree("g", dtype)))
+        return {
+            leaf: Pair(_unless_rounded(ours[leaf], p), p, start[leaf])
+            for leaf, p in recorded.items()
+        }
+
+    return adapter
+
+
+def _unless_rounded(ours: Any, recorded: np.ndarray) -> np.ndarray:
+    """Ours, moved towards the recorded numbers by at most half of their spacing."""
+    difference = np.asarray(ours, np.float64) - recorded
+    half = np.spacing(np.abs(recorded)).astype(np.float64) / 2
+    return recorded + np.sign(difference) * np.maximum(np.abs(difference) - half, 0)
+
+
+def transposed(adapter: Adapter) -> Adapter:
+    """`adapter` shown leaves in flax's layout, for methods to which rows and columns matter.
+
+    torch's (out, in, *window) becomes (*window, in, out) in p0, g and the recorded parameters;
+    the inputs `in/...` have layouts of their own and are left to the adapter.
+    """
+
+    def shown(recording: Recording, dtype: Any) -> dict[str, Pair]:
+        ranks = {leaf: value.ndim for leaf, value in recording.tree("p0").items()}
+        groups = {"p0": 0, "g": 1, recording.final: 1}  # number of leading time axes
+        arrays = {
+            key: _flip(value, groups[group], ranks[leaf]) if group in groups else value
+            for key, value in recording.arrays.items()
+            for group, _, leaf in [key.partition("/")]
+        }
+        return dict(adapter(dataclasses.replace(recording, arrays=arrays), dtype))
+
+    return shown
+
+
+def _flip(value: np.ndarray, leading: int, rank: int) -> np.ndarray:
+    if rank < 2:
+        return value
+    order = [*range(2, rank), 1, 0]
+    return value.transpose([*range(leading), *(leading + axis for axis in order)])
 
 
 def call(build: Callable[..., Any], recording: Recording) -> Any:

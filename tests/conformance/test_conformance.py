@@ -11,10 +11,9 @@ import optax
 import pytest
 
 from .__main__ import killed_by, main
-from .adapters import ADAPTERS, tolerance, transposed
-from .mutants import MUTANTS
+from .adapters import ADAPTERS, MUTANTS, tolerance
 from .recording import Recording, load
-from .replay import AdapterError, Pair, call, compare, open_loop, replay
+from .replay import AdapterError, Pair, call, compare, open_loop, replay, transposed
 
 HERE = pathlib.Path(__file__).parent
 TRAJECTORIES = HERE / "trajectories"

@@ -24,6 +24,54 @@ def _losses(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
 ROWS: tuple[Row, ...] = (
     Row("lion", lambda rate: optim.lion(rate, weight_decay=0.1), state_bytes=4),
     Row("scale_by_lion", lambda rate: optim.scale_by_lion(), state_bytes=4),
+    Row(
+        "keep_if_finite",
+        lambda rate: optim.keep_if_finite(optim.lion(rate, weight_decay=0.1)),
+        state_bytes=4,
+    ),
+    Row(
+        "params_ema",
+        lambda rate: optax.chain(optim.lion(rate, weight_decay=0.1), optim.params_ema(0.9)),
+        state_bytes=8,
+    ),
+    Row(
+        "dadapt_adam",
+        lambda rate: optim.dadapt_adam(rate, d0=0.01, weight_decay=0.1),
+        state_bytes=12,
+    ),
+    Row(
+        "dadapt_sgd",
+        lambda rate: optim.dadapt_sgd(rate, d0=0.01, momentum=0.9, weight_decay=0.1),
+        state_bytes=8,
+    ),
+    Row("prodigy", lambda rate: optim.prodigy(rate, d0=0.01, weight_decay=0.1), state_bytes=16),
+    Row(
+        "prodigy of slices",
+        lambda rate: optim.prodigy(
+            rate, d0=0.01, weight_decay=0.1, decouple=False, use_bias_correction=True, slice_p=4
+        ),
+        state_bytes=10,
+    ),
+    Row(
+        "schedule_free",
+        lambda rate: optim.schedule_free(optax.sgd(rate), rate, weight_decay=0.1, warmup_steps=2),
+        state_bytes=4,
+    ),
+    Row(
+        "schedule_free_adamw",
+        lambda rate: optim.schedule_free_adamw(rate, weight_decay=0.1, inner_momentum=0.9),
+        state_bytes=12,
+    ),
+    Row(
+        "schedule_free_radam",
+        lambda rate: optim.schedule_free_radam(rate, weight_decay=0.1, silent_sgd_phase=False),
+        state_bytes=8,
+    ),
+    Row(
+        "schedule_free_sgd",
+        lambda rate: optim.schedule_free_sgd(rate, weight_decay=0.1, r=0.5),
+        state_bytes=4,
+    ),
     Row("adopt", lambda rate: optim.adopt(rate, weight_decay=0.1), state_bytes=8),
     Row(
         "adopt, decoupled",
@@ -69,55 +117,6 @@ ROWS: tuple[Row, ...] = (
         "optimistic, rate by variation",
         lambda rate: optim.optimistic(rate, offset=1.0),
         state_bytes=8,
-    ),
-    Row(
-        "keep_if_finite",
-        lambda rate: optim.keep_if_finite(optim.lion(rate, weight_decay=0.1)),
-        state_bytes=4,
-    ),
-    Row(
-        "params_ema",
-        lambda rate: optax.chain(optim.lion(rate, weight_decay=0.1), optim.params_ema(0.9)),
-        state_bytes=8,
-    ),
-    # A larger d0 than the default: the run has three steps, and d is to grow in them.
-    Row(
-        "dadapt_adam",
-        lambda rate: optim.dadapt_adam(rate, d0=0.01, weight_decay=0.1),
-        state_bytes=12,
-    ),
-    Row(
-        "dadapt_sgd",
-        lambda rate: optim.dadapt_sgd(rate, d0=0.01, momentum=0.9, weight_decay=0.1),
-        state_bytes=8,
-    ),
-    Row("prodigy", lambda rate: optim.prodigy(rate, d0=0.01, weight_decay=0.1), state_bytes=16),
-    Row(
-        "prodigy of slices",
-        lambda rate: optim.prodigy(
-            rate, d0=0.01, weight_decay=0.1, decouple=False, use_bias_correction=True, slice_p=4
-        ),
-        state_bytes=10,
-    ),
-    Row(
-        "schedule_free",
-        lambda rate: optim.schedule_free(optax.sgd(rate), rate, weight_decay=0.1, warmup_steps=2),
-        state_bytes=4,
-    ),
-    Row(
-        "schedule_free_adamw",
-        lambda rate: optim.schedule_free_adamw(rate, weight_decay=0.1, inner_momentum=0.9),
-        state_bytes=12,
-    ),
-    Row(
-        "schedule_free_radam",
-        lambda rate: optim.schedule_free_radam(rate, weight_decay=0.1, silent_sgd_phase=False),
-        state_bytes=8,
-    ),
-    Row(
-        "schedule_free_sgd",
-        lambda rate: optim.schedule_free_sgd(rate, weight_decay=0.1, r=0.5),
-        state_bytes=4,
     ),
     Row(
         "optax.chain(clip_by_global_norm, adamw)",

@@ -1,0 +1,1 @@
+"""One file a method: its adapters, from official hyper-parameters to ours, and its mutants."""
