@@ -24,6 +24,7 @@ from optim.elementwise.adopt import (
     adopt,
     scale_by_adopt,
 )
+from optim.elementwise.ascent import with_ascent_gradient
 from optim.elementwise.cautious import cautious
 from optim.elementwise.dadapt_adam import (
     DAdaptAdamState,
@@ -157,5 +158,6 @@ __all__ = [
     "schedule_free_sgd",
     "stochastic_round",
     "transported_params",
+    "with_ascent_gradient",
     "wsd_schedule",
 ]

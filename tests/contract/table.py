@@ -4,6 +4,8 @@ from typing import Any
 
 import jax
 import optax
+import jax.numpy as jnp
+import numpy as np
 
 import optim
 
@@ -18,6 +20,17 @@ def _losses(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
     """Losses of eight examples, other ones each step."""
     del params, gradients
     return {"value": jax.random.exponential(jax.random.fold_in(jax.random.key(4), step), (8,))}
+
+
+def _gradient_of_a_quartic(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
+    """Of sum p^4 / 4 over the floats, for a wrapper that asks for a gradient elsewhere."""
+    del params, gradients, step
+
+    def cube(p: Any) -> Any:
+        floats = jnp.issubdtype(p.dtype, jnp.inexact)
+        return p**3 if floats else np.zeros(p.shape, jax.dtypes.float0)
+
+    return {"grad_fn": lambda params: jax.tree.map(cube, params)}
 
 
 # A row named as a public function of optim stands for it.
@@ -117,6 +130,12 @@ ROWS: tuple[Row, ...] = (
         "optimistic, rate by variation",
         lambda rate: optim.optimistic(rate, offset=1.0),
         state_bytes=8,
+    ),
+    Row(
+        "with_ascent_gradient",
+        lambda rate: optim.with_ascent_gradient(optim.lion(rate, weight_decay=0.1)),
+        _gradient_of_a_quartic,
+        4,
     ),
     Row(
         "optax.chain(clip_by_global_norm, adamw)",
