@@ -38,11 +38,11 @@ MeshAxis = str | Sequence[str] | None
 
 
 class Axes(NamedTuple):
-    """How one leaf becomes (batch, rows, columns)."""
+    """How one leaf becomes (batch, rows, columns), or (batch, *modes)."""
 
     split: tuple[int, ...]  # the leaf's shape with `3n` axes split in two
     order: tuple[int, ...]  # transposition that brings batch, then rows, then columns together
-    shape: tuple[int, int, int]  # batch, rows, columns
+    shape: tuple[int, ...]  # batch, rows, columns; or batch and the size of each mode
     transposed: bool  # stacked with rows and columns swapped
 
 
@@ -56,17 +56,16 @@ class Member(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Leaves whose matrices have one shape."""
+    """Leaves whose matrices, or tensors, have one shape."""
 
     members: tuple[Member, ...]
-    shape: tuple[int, int, int]  # batch, m, n of the stack
+    shape: tuple[int, ...]  # batch, m, n of the stack; or batch and modes
     dtype: jnp.dtype  # for accumulators: that of the leaves, float32 at least
 
     @property
     def name(self) -> str:
         """A name that no other group of the same tree has."""
-        _, m, n = self.shape
-        return f"{m}x{n}_{self.dtype.name}"
+        return f"{'x'.join(str(size) for size in self.shape[1:])}_{self.dtype.name}"
 
 
 def _is_matrix(leaf: ArrayLike) -> bool:
@@ -140,6 +139,31 @@ def _checked(method: str, name: str, leaf: ArrayLike, layout: str) -> str:
 @functools.cache
 def matrix_axes(shape: tuple[int, ...], layout: str, transpose: bool = True) -> Axes:
     """How a leaf of that shape and layout becomes a stack, rows <= columns if `transpose`."""
+    split, letters = _split(shape, layout)
+    order = tuple(i for kind in "bmn" for i, letter in enumerate(letters) if letter == kind)
+    b, m, n = (
+        math.prod(s for s, k in zip(split, letters, strict=True) if k == kind) for kind in "bmn"
+    )
+    return Axes(split, order, (b, m, n), transpose and m > n)
+
+
+@functools.cache
+def mode_axes(shape: tuple[int, ...], layout: str | None) -> Axes:
+    """How a leaf becomes a stack of tensors: each `m` and `n` axis a mode, in the leaf's order.
+
+    A leaf without a layout is one vector.
+    """
+    if layout is None:
+        return Axes((math.prod(shape),), (0,), (1, math.prod(shape)), False)
+    split, letters = _split(shape, layout)
+    batch = [i for i, letter in enumerate(letters) if letter == "b"]
+    modes = [i for i, letter in enumerate(letters) if letter != "b"]
+    count = math.prod(split[i] for i in batch)
+    return Axes(split, (*batch, *modes), (count, *(split[i] for i in modes)), False)
+
+
+def _split(shape: tuple[int, ...], layout: str) -> tuple[tuple[int, ...], list[str]]:
+    """The shape with `3n` axes split in two, and the letter of each axis."""
     split: list[int] = []
     letters: list[str] = []
     for word, size in zip(layout.split(), shape, strict=True):
@@ -147,11 +171,7 @@ def matrix_axes(shape: tuple[int, ...], layout: str, transpose: bool = True) -> 
         if count > 1:
             split, letters = [*split, count], [*letters, "b"]
         split, letters = [*split, size // count], [*letters, word[-1]]
-    order = tuple(i for kind in "bmn" for i, letter in enumerate(letters) if letter == kind)
-    b, m, n = (
-        math.prod(s for s, k in zip(split, letters, strict=True) if k == kind) for kind in "bmn"
-    )
-    return Axes(tuple(split), order, (b, m, n), transpose and m > n)
+    return tuple(split), letters
 
 
 def to_matrices(leaf: jax.Array, axes: Axes) -> jax.Array:
@@ -215,32 +235,38 @@ def unstack(group: Group, stacked: jax.Array, leaves: Sequence[Any]) -> list[Any
     return leaves
 
 
-def in_chunks(
-    kernel: Callable[[jax.Array], jax.Array], chunk: int | None = None
-) -> Callable[[jax.Array], jax.Array]:
+def in_chunks(kernel: Callable[..., Any], chunk: int | None = None) -> Callable[..., Any]:
     """The kernel, ([batch,] m, n) -> same, on at most `chunk` matrices at a time, in place.
 
-    A loop that overwrites its carry needs the temporaries of `chunk` matrices and no second stack:
+    What it is called on, and all that the kernel only reads after it, may be trees of stacks. A
+    loop that overwrites its carry needs the temporaries of `chunk` matrices and no second stack:
     right where one matrix fills the machine. None means 1 on a CPU and the whole stack elsewhere.
     """
     if chunk is None:
         chunk = 1 if jax.default_backend() == "cpu" else None
 
-    def in_place(x: jax.Array) -> jax.Array:
-        count = x.shape[0]
+    def in_place(x: Any, *inputs: Any) -> Any:
+        count = jax.tree.leaves(x)[0].shape[0]
         most = count if chunk is None else min(chunk, count)
         size = next(c for c in range(most, 0, -1) if count % c == 0)
 
-        def run(part: jax.Array) -> jax.Array:
+        def run(*parts: Any) -> Any:
+            if size > 1:
+                return kernel(*parts)
             # A CPU multiplies a matrix faster than a batch of one.
-            return kernel(part[0])[None] if size == 1 else kernel(part)
+            return jax.tree.map(lambda y: y[None], kernel(*jax.tree.map(lambda y: y[0], parts)))
 
-        def body(i: jax.Array, x: jax.Array) -> jax.Array:
-            part = run(jax.lax.dynamic_slice_in_dim(x, i * size, size))
-            return jax.lax.dynamic_update_slice_in_dim(x, part, i * size, 0)
+        def body(i: jax.Array, x: Any) -> Any:
+            def part(y: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_slice_in_dim(y, i * size, size)
+
+            def overwrite(y: jax.Array, new: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_update_slice_in_dim(y, new, i * size, 0)
+
+            return jax.tree.map(overwrite, x, run(*jax.tree.map(part, (x, *inputs))))
 
         if size == count:
-            return run(x)
+            return run(x, *inputs)
         return jax.lax.fori_loop(0, count // size, body, x)
 
     return in_place
@@ -277,9 +303,10 @@ def gather_matrices(x: jax.Array, mesh_axis: MeshAxis, columns: Any = P.UNCONSTR
     names = axis_names(mesh_axis)
     if not names:
         return x
-    x = jnp.pad(x, ((0, padding(x.shape[0], names)), (0, 0), (0, 0)))
+    x = jnp.pad(x, ((0, padding(x.shape[0], names)), *((0, 0),) * (x.ndim - 1)))
+    whole = (None,) * (x.ndim - 2)
     for i in range(len(names)):
-        x = jax.lax.with_sharding_constraint(x, P(names[: i + 1], None, columns))
+        x = jax.lax.with_sharding_constraint(x, P(names[: i + 1], *whole, columns))
     return x
 
 
@@ -287,9 +314,9 @@ def scatter_matrices(
     x: jax.Array, count: int, mesh_axis: MeshAxis, columns: Any = P.UNCONSTRAINED
 ) -> jax.Array:
     """The way back, padding cut off; the parameters' own sharding is then GSPMD's to find."""
-    names = axis_names(mesh_axis)
+    names, whole = axis_names(mesh_axis), (None,) * (x.ndim - 2)
     for i in reversed(range(len(names))):
-        x = jax.lax.with_sharding_constraint(x, P(names[: i + 1], None, columns))
+        x = jax.lax.with_sharding_constraint(x, P(names[: i + 1], *whole, columns))
     return x[:count] if names else x
 
 

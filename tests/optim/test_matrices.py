@@ -140,3 +140,36 @@ def test_a_mesh_axis_that_does_not_exist_is_named():
         matrices.check_mesh_axis("muon", "fsdp")
         with pytest.raises(ValueError, match="\\['model'\\] is not among the axes \\('fsdp',\\)"):
             matrices.check_mesh_axis("muon", ("fsdp", "model"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "stacked"),
+    [
+        ((2, 3, 4, 5), "m m m n", (1, 2, 3, 4, 5)),
+        ((5, 2, 3), "m b n", (2, 5, 3)),
+        ((4, 12), "m 3n", (3, 4, 4)),
+        ((6,), None, (1, 6)),
+        ((), None, (1, 1)),
+        ((2, 3), None, (1, 6)),
+    ],
+)
+def test_a_leaf_goes_into_a_stack_of_tensors_and_back(shape, layout, stacked):
+    x = jnp.arange(math.prod(shape), dtype=jnp.float32).reshape(shape)
+    axes = matrices.mode_axes(shape, layout)
+    stack = matrices.to_matrices(x, axes)
+    assert stack.shape == stacked
+    np.testing.assert_array_equal(matrices.from_matrices(stack, axes, shape), x)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4])
+def test_chunks_of_a_tree_that_is_overwritten_and_one_that_is_read(chunk):
+    x = {"a": jnp.arange(24.0).reshape(4, 2, 3), "b": jnp.arange(4.0).reshape(4, 1)}
+    y = jnp.array([1.0, 2.0, 3.0, 4.0])
+
+    def kernel(x, y):
+        return {"a": x["a"] * y[..., None, None], "b": x["b"] + y[..., None]}
+
+    ours = matrices.in_chunks(kernel, chunk)(x, y)
+    expected = kernel(x, y)
+    np.testing.assert_array_equal(ours["a"], expected["a"])
+    np.testing.assert_array_equal(ours["b"], expected["b"])
