@@ -83,6 +83,11 @@ from optim.elementwise.schedule_free import (
     schedule_free_sgd,
 )
 from optim.inspection import describe
+from optim.matrix.muon import (
+    ScaleByMuonState,
+    muon,
+    scale_by_muon,
+)
 from optim.quantized.stochastic_rounding import (
     apply_updates,
     stochastic_round,
@@ -113,6 +118,7 @@ __all__ = [
     "ScaleByLambState",
     "ScaleByLarsState",
     "ScaleByLionState",
+    "ScaleByMuonState",
     "ScheduleFreeState",
     "TransportedParamsState",
     "adam_mini",
@@ -138,6 +144,7 @@ __all__ = [
     "lars",
     "linear_decay_schedule",
     "lion",
+    "muon",
     "normalized_gradient",
     "optimistic",
     "params_ema",
@@ -151,6 +158,7 @@ __all__ = [
     "scale_by_lamb",
     "scale_by_lars",
     "scale_by_lion",
+    "scale_by_muon",
     "scale_by_normalized_gradient",
     "schedule_free",
     "schedule_free_adamw",

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
@@ -68,9 +69,12 @@ class Group(NamedTuple):
         return f"{'x'.join(str(size) for size in self.shape[1:])}_{self.dtype.name}"
 
 
+def _has_elements(leaf: ArrayLike) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) and jnp.size(leaf) > 0
+
+
 def _is_matrix(leaf: ArrayLike) -> bool:
-    inexact = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-    return inexact and jnp.ndim(leaf) >= 2 and jnp.size(leaf) > 0
+    return _has_elements(leaf) and jnp.ndim(leaf) >= 2
 
 
 def layouts(method: str, tree: Any, matrices: Matrices = None) -> list[str | None]:
@@ -98,8 +102,7 @@ def layouts(method: str, tree: Any, matrices: Matrices = None) -> list[str | Non
                 f"{method}: matrices has no pattern for the leaf {name!r} of shape "
                 f'{jnp.shape(leaf)}; give it a layout such as "m n", or None if it is no matrix.'
             )
-        absent = not jnp.size(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-        layout = None if layout == _UNNAMED or absent else layout
+        layout = layout if layout != _UNNAMED and _has_elements(leaf) else None
         found.append(layout if layout is None else _checked(method, name, leaf, layout))
     return found
 
@@ -134,6 +137,54 @@ def _checked(method: str, name: str, leaf: ArrayLike, layout: str) -> str:
         if size % int(word[:-1] or 1):
             raise ValueError(f"{where}: an axis of size {size} does not divide as {word!r}.")
     return layout
+
+
+def check_all_matrices(method: str, tree: Any, matrices: Matrices = None) -> None:
+    """Raises ValueError naming a leaf that is no matrix, unless it has nothing to train."""
+    found = layouts(method, tree, matrices)
+    for (path, leaf), layout in zip(jax.tree.leaves_with_path(tree), found, strict=True):
+        if layout is None and _has_elements(leaf):
+            raise ValueError(
+                f"{method}: the leaf {trees.path_string(path)!r} of shape {jnp.shape(leaf)} is no "
+                f"matrix; give {method} an auxiliary optimizer, which takes such leaves, or give "
+                f"the leaf a layout in matrices."
+            )
+
+
+def with_auxiliary(
+    method: str,
+    main: optax.GradientTransformation,
+    auxiliary: optax.GradientTransformation | None,
+    matrices: Matrices = None,
+) -> optax.GradientTransformationExtraArgs:
+    """`main` for the matrices of a tree and `auxiliary`, if there is one, for all other leaves.
+
+    The state is that of `optax.partition`, whose groups are called by `method` and "auxiliary".
+    """
+    if auxiliary is None:
+        return optax.with_extra_args_support(main)
+    groups = {method: main, "auxiliary": auxiliary}
+
+    def partition(tree: Any) -> optax.GradientTransformationExtraArgs:
+        found = layouts(method, tree, matrices)
+        labels = ["auxiliary" if layout is None else method for layout in found]
+        labelled = jax.tree.unflatten(jax.tree.structure(tree), labels)
+        return optax.partition(groups, labelled, mask_compatible_extra_args=True)
+
+    def init(params: optax.Params) -> optax.OptState:
+        return partition(params).init(params)
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        # By the parameters, since a gradient may be None where they are not.
+        tree = updates if params is None else params
+        return partition(tree).update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 @functools.cache

@@ -3,11 +3,12 @@
 from typing import Any
 
 import jax
-import optax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import optim
+from optim.matrices import with_auxiliary
 
 from .harness import Row
 
@@ -136,6 +137,16 @@ ROWS: tuple[Row, ...] = (
         lambda rate: optim.with_ascent_gradient(optim.lion(rate, weight_decay=0.1)),
         _gradient_of_a_quartic,
         4,
+    ),
+    Row(
+        "muon",
+        lambda rate: optim.muon(rate, auxiliary=optim.lion(rate), weight_decay=0.1, dtype=None),
+        state_bytes=4,
+    ),
+    Row(
+        "scale_by_muon",
+        lambda rate: with_auxiliary("muon", optim.scale_by_muon(dtype=None), optim.lion(rate)),
+        state_bytes=4,
     ),
     Row(
         "optax.chain(clip_by_global_norm, adamw)",
