@@ -60,6 +60,11 @@ from optim.elementwise.lion import (
     lion,
     scale_by_lion,
 )
+from optim.elementwise.mars import (
+    ScaleByMarsState,
+    mars,
+    scale_by_mars,
+)
 from optim.elementwise.normalized_gradient import (
     normalized_gradient,
     scale_by_normalized_gradient,
@@ -70,6 +75,10 @@ from optim.elementwise.optimistic import (
     entropic_mirror_map,
     euclidean_mirror_map,
     optimistic,
+)
+from optim.elementwise.previous_gradient import (
+    WithPreviousGradientState,
+    with_previous_gradient,
 )
 from optim.elementwise.prodigy import (
     ProdigyState,
@@ -135,6 +144,7 @@ __all__ = [
     "ScaleByLambState",
     "ScaleByLarsState",
     "ScaleByLionState",
+    "ScaleByMarsState",
     "ScaleByMuonState",
     "ScaleByScionState",
     "ScheduleFreeState",
@@ -142,6 +152,7 @@ __all__ = [
     "SpectralConvNorm",
     "SpectralNorm",
     "TransportedParamsState",
+    "WithPreviousGradientState",
     "adam_mini",
     "adam_mini_blocks",
     "ademamix",
@@ -165,6 +176,7 @@ __all__ = [
     "lars",
     "linear_decay_schedule",
     "lion",
+    "mars",
     "muon",
     "normalized_gradient",
     "optimistic",
@@ -179,6 +191,7 @@ __all__ = [
     "scale_by_lamb",
     "scale_by_lars",
     "scale_by_lion",
+    "scale_by_mars",
     "scale_by_muon",
     "scale_by_normalized_gradient",
     "scale_by_scion",
@@ -191,5 +204,6 @@ __all__ = [
     "stochastic_round",
     "transported_params",
     "with_ascent_gradient",
+    "with_previous_gradient",
     "wsd_schedule",
 ]
