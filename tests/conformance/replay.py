@@ -141,7 +141,7 @@ def transposed(adapter: Adapter) -> Adapter:
         ranks = {leaf: value.ndim for leaf, value in recording.tree("p0").items()}
         groups = {"p0": 0, "g": 1, recording.final: 1}  # number of leading time axes
         arrays = {
-            key: _flip(value, groups[group], ranks[leaf]) if group in groups else value
+            key: flipped(value, groups[group], ranks[leaf]) if group in groups else value
             for key, value in recording.arrays.items()
             for group, _, leaf in [key.partition("/")]
         }
@@ -150,7 +150,8 @@ def transposed(adapter: Adapter) -> Adapter:
     return shown
 
 
-def _flip(value: np.ndarray, leading: int, rank: int) -> np.ndarray:
+def flipped(value: np.ndarray, leading: int, rank: int) -> np.ndarray:
+    """torch's (out, in, *window) as (*window, in, out), behind `leading` axes."""
     if rank < 2:
         return value
     order = [*range(2, rank), 1, 0]
