@@ -16,11 +16,18 @@ import dataclasses
 from experiments.config import Config, Optimizer, Schedule, UserError
 from experiments.models.decoder import SIZES, Decoder
 from experiments.tasks.language import LanguageModel
+from optim import BiasRMSNorm, SignNorm, SpectralNorm
 
 SCHEDULE = Schedule("wsd_schedule", {"warmup_steps": 50, "decay_steps": 0.5})
 KERNELS = "blocks/(attention|feedforward)/.*/kernel"
 # The scales of the layers are stacked, but are no matrices.
-MATRICES = {KERNELS: "b m n", "blocks/.*/scale|embed/embedding": None}
+MATRICES = {KERNELS: "b m n", "(blocks/.*|norm)/scale|embed/embedding": None}
+# Radii of its authors' GPT; the embedding is the head as well, and the scales begin on their ball.
+NORMS = {
+    KERNELS: SpectralNorm(scale=50.0),
+    "embed/embedding": SignNorm(scale=3000.0),
+    "(blocks/.*|norm)/scale": BiasRMSNorm(),
+}
 REST = Optimizer("optax.adamw", 8e-3, SCHEDULE, kwargs={"b1": 0.9, "b2": 0.98, "weight_decay": 0.0})
 OPTIMIZERS = {
     "adamw": Optimizer("optax.adamw", 8e-3, kwargs={"b2": 0.98, "weight_decay": 0.1}),
@@ -29,7 +36,7 @@ OPTIMIZERS = {
     "muon": Optimizer(
         "muon", 16e-3, kwargs={"matrices": MATRICES, "auxiliary": REST, "weight_decay": 0.1}
     ),
-    "scion": Optimizer("scion", 1e-3),
+    "scion": Optimizer("scion", 5e-4, kwargs={"norms": NORMS, "matrices": MATRICES}),
     "soap": Optimizer("soap", 8e-3, kwargs={"matrices": MATRICES, "weight_decay": 0.1}),
     "kron": Optimizer("kron", 2e-3, kwargs={"weight_decay": 0.7}),
 }
