@@ -41,6 +41,19 @@ def test_without_slow_momentum_it_is_adamw():
         np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
+def test_without_fast_decay_the_gradient_stands_for_the_fast_momentum():
+    """b1 = 0, the authors' choice to save memory; b3 then warms up from a half-life near zero."""
+    tx = optim.scale_by_ademamix(
+        b1=0.0, b2=0.0, b3=optim.ademamix_b3_schedule(0.9, b1=0.0, warmup_steps=4), alpha=2.0
+    )
+    _, state = run(tx, jnp.zeros(2), [jnp.array([3.0, -1.0])])
+    slow = state.mu_slow
+    updates, state = tx.update(jnp.array([0.5, 4.0]), state)
+    b3 = float(optim.ademamix_b3_schedule(0.9, b1=0.0, warmup_steps=4)(1))
+    expected = np.array([0.5, 4.0]) + 2 * (b3 * slow + (1 - b3) * np.array([0.5, 4.0]))
+    np.testing.assert_allclose(updates, expected / np.array([0.5, 4.0]), rtol=1e-6)
+
+
 def test_equals_optax_with_our_warm_ups():
     """optax hands schedules the same count: the number of steps before this one."""
     gradients = np.random.default_rng(0).normal(size=(8, 7))
