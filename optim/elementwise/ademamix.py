@@ -68,7 +68,7 @@ def scale_by_ademamix(
         values and schedules are not checked.
 
     >>> import jax.numpy as jnp, optim
-    >>> tx = optim.scale_by_ademamix(b1=0.5, b2=0.75, b3=0.75)
+    >>> tx = optim.scale_by_ademamix(b1=0.0, b2=0.0, b3=0.75)
     >>> params = jnp.array([1.0, 2.0])
     >>> updates, state = tx.update(jnp.array([0.5, -4.0]), tx.init(params))
     >>> print(updates)  # the sign of g, and alpha (1 - b3) of it once more
