@@ -231,13 +231,15 @@ def gram_newton_schulz(
       scale_rows: whether each row is then divided by the square root of its sum of |x x'|.
       eps: added to that norm.
       levels: depth of the symmetric blocks.
-      restarts: steps, counted from 0, before which x x' is formed again; by default each third.
+      restarts: steps, counted from 0, before which x x' is formed again; by default as
+        few as leave at most three steps, and about equally many, between them.
     """
     if x.shape[-2] > x.shape[-1]:
         tall = functools.partial(gram_newton_schulz, scale_rows=scale_rows, restarts=restarts)
         return tall(x.mT, coefficients, safety=safety, eps=eps, levels=levels).mT
     if restarts is None:
-        restarts = range(3, len(coefficients), 3)
+        pieces = -(-len(coefficients) // 3)
+        restarts = [-(-i * len(coefficients) // pieces) for i in range(1, pieces)]
     eye = jnp.eye(x.shape[-2], dtype=x.dtype)
     last = len(coefficients) - 1
     x, r = _with_gram(normalized(x, safety, eps), levels, scale_rows)
