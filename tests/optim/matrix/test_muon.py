@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 
 def draw(seed, shapes):
     """Arrays of these shapes, a tree."""
+    structure: Any
     leaves, structure = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
     rng = np.random.default_rng(seed)
     return structure.unflatten([jnp.asarray(rng.normal(size=s), jnp.float32) for s in leaves])
