@@ -22,12 +22,11 @@ A matrix has exactly two axes, so that a convolution is none, or what `matrices`
 
 *Differences.* From the authors' code: (1) The rate of other leaves is given as `lr_1d_factor`, a
 multiple of the rate, so that it follows a schedule; they take it as lr_1d, and fix lr_1d / lr at
-construction, 1 for their two defaults (3e-3). Here the rate has to be given. (2) Newton-Schulz runs
-in float32 unless `ns_dtype` asks for their bfloat16. (3) What a form does not read is not kept: no
-v for lion and shampoo, no h for AdamW's leaves. (4) A leaf that `matrices` declares for several
-matrices is clipped matrix by matrix, as if each were a leaf. From the paper: lion is the sign of
-the new m, with one beta, and not Lion's step. `amsgrad` keeps the maximum of v before bias
-correction, as theirs does. Levanter's clips all leaves by one norm, and has no AdamW.
+construction, 1 for their two defaults (3e-3). Here the rate has to be given. (2) What a form does
+not read is not kept: no v for lion and shampoo, no h for AdamW's leaves. (3) A leaf that `matrices`
+declares for several matrices is clipped matrix by matrix, as if each were a leaf. From the paper:
+lion is the sign of the new m, with one beta, and not Lion's step. `amsgrad` keeps the maximum of v
+before bias correction, as theirs does. Levanter's clips all leaves by one norm, and has no AdamW.
 
 *Cost.* m, v and h: 12 bytes a parameter; lion and shampoo 8; exact 4 less, and one more gradient a
 step. AdamW's leaves 8. shampoo: 15 matrix products a matrix.
@@ -73,7 +72,7 @@ def scale_by_mars(
     amsgrad: bool = False,
     approximate: bool = True,
     matrices: stacks.Matrices = None,
-    ns_dtype: DTypeLike | None = None,
+    dtype: DTypeLike | None = "bfloat16",
     mesh_axis: stacks.MeshAxis = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction u of MARS for every leaf; shampoo treats what is no matrix as adamw does.
@@ -89,7 +88,7 @@ def scale_by_mars(
         `previous_gradient`, a tree like the parameters, zeros at the first step.
       matrices: pattern for the whole path -> layout or None (see `optim.matrices`); by default what
         has exactly two axes is a matrix in flax's layout.
-      ns_dtype: dtype of Newton-Schulz, "bfloat16" in the authors' code; by default the moments'.
+      dtype: of Newton-Schulz; None means that of the moments.
       mesh_axis: name of the mesh axis, or axes, over which same-shaped matrices are spread.
 
     Raises:
@@ -154,7 +153,7 @@ def scale_by_mars(
         if form == "shampoo":
             scaled = jax.tree.map(lambda m: m / trees.as_dtype(1 - b1, m.dtype), m)
             others = _where([not x for x in adam], scaled)
-            rotated = _orthogonal(others, matrices, eps, ns_dtype, mesh_axis)
+            rotated = _orthogonal(others, matrices, eps, dtype, mesh_axis)
             u = _merged(u, rotated)
         return u, ScaleByMarsState(count, mu, nu, nu_max, previous)
 
@@ -179,7 +178,7 @@ def mars(
     weight_decay_1d: optax.ScalarOrSchedule = 0.1,
     mask: optax.Params | Callable[[optax.Params], Any] | None = None,
     matrices: stacks.Matrices = None,
-    ns_dtype: DTypeLike | None = None,
+    dtype: DTypeLike | None = "bfloat16",
     mesh_axis: stacks.MeshAxis = None,
 ) -> optax.GradientTransformationExtraArgs:
     """MARS for matrices, AdamW for the other leaves; decay is multiplied by the rate.
@@ -204,7 +203,7 @@ def mars(
       mask: tree of booleans like the parameters (or a function from them to it): what decays.
       matrices: pattern for the whole path -> layout or None (see `optim.matrices`); by default what
         has exactly two axes is a matrix in flax's layout.
-      ns_dtype: dtype of Newton-Schulz, "bfloat16" in the authors' code; by default the moments'.
+      dtype: of Newton-Schulz; None means that of the moments.
       mesh_axis: name of the mesh axis, or axes, over which same-shaped matrices are spread.
 
     Raises:
@@ -234,17 +233,13 @@ def mars(
         amsgrad=amsgrad,
         approximate=approximate,
         matrices=matrices,
-        ns_dtype=ns_dtype,
+        dtype=dtype,
         mesh_axis=mesh_axis,
     )
     step = decayed(reduced, weight_decay)
     if not optimize_1d:
         adamw = decayed(_scale_by_adam(b1_1d, b2_1d, eps, amsgrad), weight_decay_1d)
-        step = optax.partition(
-            {"mars": step, "adamw": optax.chain(adamw, optax.scale(lr_1d_factor))},
-            functools.partial(_labels, matrices=matrices),
-            mask_compatible_extra_args=True,
-        )
+        step = _by_kind(step, optax.chain(adamw, optax.scale(lr_1d_factor)), matrices)
     return optax.chain(step, optax.scale_by_learning_rate(learning_rate))
 
 
@@ -257,9 +252,35 @@ def _layouts(tree: Any, matrices: stacks.Matrices) -> list[str | None]:
     return [x if jnp.ndim(leaf) == 2 else None for x, leaf in zip(found, leaves, strict=True)]
 
 
-def _labels(tree: Any, matrices: stacks.Matrices) -> Any:
-    labels = ["adamw" if x is None else "mars" for x in _layouts(tree, matrices)]
-    return jax.tree.unflatten(jax.tree.structure(tree), labels)
+def _by_kind(
+    mars: optax.GradientTransformation,
+    adamw: optax.GradientTransformation,
+    matrices: stacks.Matrices,
+) -> optax.GradientTransformationExtraArgs:
+    """`optax.partition` by the parameters, since a gradient may be None where they are not."""
+
+    def partition(params: optax.Params) -> optax.GradientTransformationExtraArgs:
+        labels = ["adamw" if x is None else "mars" for x in _layouts(params, matrices)]
+        return optax.partition(
+            {"mars": mars, "adamw": adamw},
+            jax.tree.unflatten(jax.tree.structure(params), labels),
+            mask_compatible_extra_args=True,
+        )
+
+    def init(params: optax.Params) -> optax.OptState:
+        return partition(params).init(params)
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        if params is None:
+            raise ValueError("mars: params is None; pass tx.update(gradient, state, params).")
+        return partition(params).update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _adam_leaves(form: Form, layouts: list[str | None]) -> list[bool]:
@@ -363,16 +384,15 @@ def _orthogonal(
     tree: Any,
     matrices: stacks.Matrices,
     eps: ArrayLike,
-    ns_dtype: DTypeLike | None,
+    dtype: DTypeLike | None,
     mesh_axis: stacks.MeshAxis,
 ) -> Any:
     """Newton-Schulz of every leaf of the tree, all of them matrices, scaled for tall outputs."""
     leaves, structure = jax.tree.flatten(tree)
     for group in stacks.group_matrices("mars", tree, matrices):
-        kernel = functools.partial(
-            newton_schulz.newton_schulz, eps=trees.as_dtype(eps, group.dtype)
-        )
-        x = stacks.stack(group, leaves, ns_dtype)
+        small: Any = trees.as_dtype(eps, group.dtype)
+        kernel = functools.partial(newton_schulz.newton_schulz, eps=small)
+        x = stacks.stack(group, leaves, dtype)
         x = stacks.distributed(stacks.in_chunks(kernel), x, mesh_axis).astype(group.dtype)
         leaves = stacks.unstack(group, x, leaves)
         for member in group.members:

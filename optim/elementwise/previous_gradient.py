@@ -82,6 +82,10 @@ def with_previous_gradient(
             return trees.zeros_like(jax.eval_shape(gradient, params))
 
         previous = jax.lax.cond(state.count > 0, gradient, first, state.params)
+        # Where the gradient has no leaf, this one has none either.
+        previous = jax.tree.map(
+            lambda g, h: None if g is None else h, updates, previous, is_leaf=lambda x: x is None
+        )
         updates, inner_state = inner.update(
             updates, state.inner_state, params, previous_gradient=previous, **extra_args
         )

@@ -22,14 +22,13 @@ lets the sum decay, `total = b1 * total + gradient`, and hands it over as the gr
 lmo is blind to the factor 1 - b1, that is Scion but for the 1e-8 in some norms and the 1e-7 in
 Newton-Schulz, and one buffer serves as gradient and momentum.
 
-*Differences.* From the authors' code: (1) Their `momentum` is 1 - b1. (2) Newton-Schulz runs in
-float32 unless `ns_dtype` asks for their bfloat16. (3) Columns and rows are theirs, named in torch's
-(outputs, inputs), so that an embedding (entries, features) needs no `transpose` here and does
-there. (4) AutoNorm takes for a matrix what `matrices` declares, whatever its number of axes.
-(5) `scion_init` draws from JAX's generator, and knows 1-D convolutions, at which theirs stops.
-(6) The rate has to be given (1e-3 there). Their airbench example is another variant: its momentum
-starts at the first gradient, and its Newton-Schulz differs. For a window that is not square, k is
-its first side, as in their code.
+*Differences.* From the authors' code: (1) Their `momentum` is 1 - b1. (2) Columns and rows are
+theirs, named in torch's (outputs, inputs), so that an embedding (entries, features) needs no
+`transpose` here and does there. (3) AutoNorm takes for a matrix what `matrices` declares, whatever
+its number of axes. (4) `scion_init` draws from JAX's generator, and knows 1-D convolutions, at
+which theirs stops. (5) The rate has to be given (1e-3 there). Their airbench example is another
+variant: its momentum starts at the first gradient, and its Newton-Schulz differs. For a window that
+is not square, k is its first side, as in their code.
 
 *Cost.* 4 bytes a parameter, none with b1 = 0. A Newton-Schulz of each spectral matrix: 15 matrix
 products, batched over matrices of one shape.
@@ -148,7 +147,7 @@ def scale_by_scion(
     *,
     norms: Norms = DEFAULT_NORMS,
     matrices: stacks.Matrices = None,
-    ns_dtype: DTypeLike | None = None,
+    dtype: DTypeLike | None = "bfloat16",
     mesh_axis: stacks.MeshAxis = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction s lmo(m) of Scion, without rate or constraint.
@@ -159,7 +158,7 @@ def scale_by_scion(
       norms: pattern for the whole path -> norm. Every leaf of floats needs one.
       matrices: pattern for the whole path -> layout or None (see `optim.matrices`), for leaves that
         are not in flax's layout, such as attention heads or stacked layers.
-      ns_dtype: dtype of Newton-Schulz, "bfloat16" in the authors' code; by default the momentum's.
+      dtype: of Newton-Schulz; None means that of the momentum.
       mesh_axis: name of the mesh axis, or axes, over which same-shaped matrices are spread.
 
     Raises:
@@ -192,7 +191,7 @@ def scale_by_scion(
         del params, extra_args
         plan = _plan(updates, norms, matrices)
         orthogonal = functools.partial(
-            _orthogonal, matrices=matrices, ns_dtype=ns_dtype, mesh_axis=mesh_axis
+            _orthogonal, matrices=matrices, dtype=dtype, mesh_axis=mesh_axis
         )
         if state.mu is None:
             moved, _ = trees.map_leaves(lambda g: (g,), updates)
@@ -213,7 +212,7 @@ def scion(
     norms: Norms = DEFAULT_NORMS,
     unconstrained: bool = False,
     matrices: stacks.Matrices = None,
-    ns_dtype: DTypeLike | None = None,
+    dtype: DTypeLike | None = "bfloat16",
     mesh_axis: stacks.MeshAxis = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Scion; constrained, the rate is also the decay, for each leaf's scale is its radius.
@@ -226,7 +225,7 @@ def scion(
       unconstrained: leave out the factor 1 - lr of the parameters.
       matrices: pattern for the whole path -> layout or None (see `optim.matrices`), for leaves that
         are not in flax's layout, such as attention heads or stacked layers.
-      ns_dtype: dtype of Newton-Schulz, "bfloat16" in the authors' code; by default the momentum's.
+      dtype: of Newton-Schulz; None means that of the momentum.
       mesh_axis: name of the mesh axis, or axes, over which same-shaped matrices are spread.
 
     Raises:
@@ -241,9 +240,7 @@ def scion(
     >>> abs(optim.apply_updates(params, updates)["head"]).max().item() <= 3000 / 4
     True
     """
-    direction = scale_by_scion(
-        b1, norms=norms, matrices=matrices, ns_dtype=ns_dtype, mesh_axis=mesh_axis
-    )
+    direction = scale_by_scion(b1, norms=norms, matrices=matrices, dtype=dtype, mesh_axis=mesh_axis)
     constraint = trees.with_promoted_params(optax.add_decayed_weights(1.0))
     links = [direction] if unconstrained else [direction, constraint]
     return optax.chain(*links, optax.scale_by_learning_rate(learning_rate))
@@ -376,7 +373,7 @@ def _orthogonal(
     steps: int,
     *,
     matrices: stacks.Matrices,
-    ns_dtype: DTypeLike | None,
+    dtype: DTypeLike | None,
     mesh_axis: stacks.MeshAxis,
 ) -> Any:
     """Newton-Schulz of every leaf of the tree, all of them matrices, group by group."""
@@ -386,7 +383,7 @@ def _orthogonal(
     )
     leaves, structure = jax.tree.flatten(tree)
     for group in stacks.group_matrices("scion", tree, matrices):
-        x = stacks.stack(group, leaves, ns_dtype)
+        x = stacks.stack(group, leaves, dtype)
         x = stacks.distributed(kernel, x, mesh_axis).astype(group.dtype)
         leaves = stacks.unstack(group, x, leaves)
     return jax.tree.unflatten(structure, leaves)

@@ -163,10 +163,10 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "scion",
-        lambda rate: optim.scion(rate, b1=0.9, norms={".*": optim.AutoNorm(2.0)}),
+        lambda rate: optim.scion(rate, b1=0.9, norms={".*": optim.AutoNorm(2.0)}, dtype=None),
         state_bytes=4,
     ),
-    Row("scale_by_scion", lambda rate: optim.scale_by_scion(0.9), state_bytes=4),
+    Row("scale_by_scion", lambda rate: optim.scale_by_scion(0.9, dtype=None), state_bytes=4),
     Row(
         "scion, unconstrained, column norms, without momentum",
         lambda rate: optim.scion(
@@ -183,7 +183,7 @@ ROWS: tuple[Row, ...] = (
         lambda rate: optim.mars(rate, form="lion", optimize_1d=True),
         state_bytes=8,
     ),
-    Row("mars, shampoo", lambda rate: optim.mars(rate, form="shampoo"), state_bytes=8),
+    Row("mars, shampoo", lambda rate: optim.mars(rate, form="shampoo", dtype=None), state_bytes=8),
     Row(
         "mars, exact, amsgrad",
         lambda rate: optim.mars(rate, approximate=False, amsgrad=True),
@@ -192,9 +192,19 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "with_previous_gradient",
-        lambda rate: optim.with_previous_gradient(optim.mars(rate, approximate=False)),
+        lambda rate: optim.with_previous_gradient(
+            optim.mars(rate, approximate=False, amsgrad=True)
+        ),
         extras=_grad_fn,
-        state_bytes=12,
+        state_bytes=16,
+        waive={
+            "bfloat16": "It keeps the last parameters, which are bfloat16 and round no further."
+        },
+    ),
+    Row(
+        "scion, unconstrained, without momentum",
+        lambda rate: optim.scion(rate, unconstrained=True, dtype=None),
+        state_bytes=0,
     ),
     Row(
         "optax.chain(clip_by_global_norm, adamw)",
