@@ -92,6 +92,16 @@ from optim.elementwise.schedule_free import (
     schedule_free_sgd,
 )
 from optim.inspection import describe
+from optim.matrix.cosmos import (
+    ScaleByCosmosState,
+    cosmos,
+    scale_by_cosmos,
+)
+from optim.matrix.kron import (
+    ScaleByKronState,
+    kron,
+    scale_by_kron,
+)
 from optim.matrix.muon import (
     ScaleByMuonState,
     muon,
@@ -119,6 +129,7 @@ from optim.schedules.ademamix import (
     ademamix_b3_schedule,
 )
 from optim.schedules.linear import linear_decay_schedule
+from optim.schedules.update_probability import update_probability_schedule
 from optim.schedules.wsd import wsd_schedule
 from optim.trees import (
     path_labels,
@@ -140,7 +151,9 @@ __all__ = [
     "ScaleByAdamMiniState",
     "ScaleByAdemamixState",
     "ScaleByAdoptState",
+    "ScaleByCosmosState",
     "ScaleByImplicitGradientTransportState",
+    "ScaleByKronState",
     "ScaleByLambState",
     "ScaleByLarsState",
     "ScaleByLionState",
@@ -162,6 +175,7 @@ __all__ = [
     "agvm",
     "apply_updates",
     "cautious",
+    "cosmos",
     "dadapt_adam",
     "dadapt_sgd",
     "describe",
@@ -172,6 +186,7 @@ __all__ = [
     "implicit_gradient_transport",
     "inject_hyperparams",
     "keep_if_finite",
+    "kron",
     "lamb",
     "lars",
     "linear_decay_schedule",
@@ -187,7 +202,9 @@ __all__ = [
     "scale_by_adam_mini",
     "scale_by_ademamix",
     "scale_by_adopt",
+    "scale_by_cosmos",
     "scale_by_implicit_gradient_transport",
+    "scale_by_kron",
     "scale_by_lamb",
     "scale_by_lars",
     "scale_by_lion",
@@ -203,6 +220,7 @@ __all__ = [
     "scion_init",
     "stochastic_round",
     "transported_params",
+    "update_probability_schedule",
     "with_ascent_gradient",
     "with_previous_gradient",
     "wsd_schedule",

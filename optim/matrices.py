@@ -267,6 +267,19 @@ def group_matrices(
     )
 
 
+def momentum_like(params: Any, dtype: DTypeLike | None = None) -> Any:
+    """Zeros like the parameters, in `dtype` or their accumulators', with the groups these have.
+
+    Integers keep their dtype, by which they are known to be no matrices.
+    """
+
+    def zeros(p: ArrayLike) -> jax.Array:
+        inexact = jnp.issubdtype(jnp.result_type(p), jnp.inexact)
+        return jnp.zeros_like(p, dtype or trees.accumulator_dtype(p) if inexact else None)
+
+    return jax.tree.map(zeros, params)
+
+
 def stack(group: Group, leaves: Sequence[Any], dtype: DTypeLike | None = None) -> jax.Array:
     """The group's matrices, (batch, m, n), in `dtype` or the group's."""
     parts = [

@@ -11,6 +11,7 @@ import optim
 from optim.matrices import with_auxiliary
 
 from .harness import Row
+from .harness import KERNEL, Row
 
 
 def _clipped_adamw(rate: Any) -> optax.GradientTransformation:
@@ -45,6 +46,31 @@ def _previous_gradient(params: Any, gradients: Any, step: jax.Array) -> dict[str
 def _grad_fn(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
     del params, gradients, step
     return {"grad_fn": lambda params: jax.tree.map(lambda p: p / 2, params)}
+
+
+def _key(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
+    del params, gradients
+    return {"key": jax.random.fold_in(jax.random.key(3), step)}
+
+
+_RANK = 2
+
+
+_COSMOS_BYTES = 4 + 4 * _RANK * (1 / KERNEL[0] + 1 / KERNEL[1])
+
+
+def _cosmos(rate: Any) -> optax.GradientTransformation:
+    # A compiler may keep more digits in bfloat16 steps than the dtype says.
+    return optim.cosmos(rate, rank=_RANK, dtype=None, weight_decay=0.1)
+
+
+def _scale_by_cosmos(rate: Any) -> optax.GradientTransformation:
+    del rate
+    return optim.scale_by_cosmos(rank=_RANK, dtype=None)
+
+
+# Two triangular factors, 4 bytes each, a parameter of a square matrix; one is not.
+_KRON_BYTES = 4 + 4 * (KERNEL[0] / KERNEL[1] + KERNEL[1] / KERNEL[0])
 
 
 # A row named as a public function of optim stands for it.
@@ -206,6 +232,10 @@ ROWS: tuple[Row, ...] = (
         lambda rate: optim.scion(rate, unconstrained=True, dtype=None),
         state_bytes=0,
     ),
+    Row("cosmos", _cosmos, state_bytes=_COSMOS_BYTES),
+    Row("scale_by_cosmos", _scale_by_cosmos, state_bytes=_COSMOS_BYTES),
+    Row("kron", lambda rate: optim.kron(rate, weight_decay=0.1), _key, state_bytes=_KRON_BYTES),
+    Row("scale_by_kron", lambda rate: optim.scale_by_kron(), _key, state_bytes=_KRON_BYTES),
     Row(
         "optax.chain(clip_by_global_norm, adamw)",
         _clipped_adamw,
