@@ -10,7 +10,6 @@ import optax
 import optim
 from optim.matrices import with_auxiliary
 
-from .harness import Row
 from .harness import KERNEL, Row
 
 

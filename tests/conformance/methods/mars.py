@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import optax
 
 import optim
 
+from ..mistakes import decay_after, delayed
 from ..recording import Recording
 from ..replay import Adapter, Pair, flipped, open_loop, transposed
 
@@ -44,6 +46,7 @@ def mars(
         b1_1d=betas_1d[0],
         b2_1d=betas_1d[1],
         weight_decay_1d=weight_decay_1d,
+        dtype=None,  # the recordings are of the rule, without rounding to bfloat16
     )
 
 
@@ -79,8 +82,58 @@ def with_recorded(inner: optax.GradientTransformation, **extras: Any) -> Any:
     )
 
 
+def _mars(mistake: Callable[..., dict[str, Any]]) -> Adapter:
+    """MARS with some of its official hyper-parameters replaced."""
+    return partial(replay_mars, lambda **hyper: mars(**{**hyper, **mistake(**hyper)}))
+
+
+def _mars_decays_after(
+    lr: float, weight_decay: float = 0.0, **hyper: Any
+) -> optax.GradientTransformation:
+    matrices = optax.masked(
+        decay_after(lr * weight_decay), lambda tree: jax.tree.map(lambda p: p.ndim == 2, tree)
+    )
+    return optax.chain(mars(lr, **hyper), matrices)
+
+
+def _mars_without_h(is_approx: bool = True, **hyper: Any) -> optax.GradientTransformationExtraArgs:
+    del is_approx
+    inner = mars(is_approx=False, **hyper)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
+        zeros = jax.tree.map(jnp.zeros_like, updates)
+        return inner.update(updates, state, params, **{**extra_args, "previous_gradient": zeros})
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
 ADAPTERS: dict[str, Adapter] = {
-    "mars": lambda recording, dtype: replay_mars(mars, recording, dtype),
+    "mars": partial(replay_mars, mars),
 }
 
-MUTANTS: dict[str, dict[str, Adapter]] = {}
+MUTANTS: dict[str, dict[str, Adapter]] = {
+    "mars": {
+        "b1 and b2 exchanged": _mars(lambda betas, **_: {"betas": betas[::-1]}),
+        "correction not scaled by b1 / (1 - b1)": _mars(
+            lambda betas, gamma, **_: {"gamma": gamma * (1 - betas[0]) / betas[0]}
+        ),
+        "no previous gradient": partial(replay_mars, _mars_without_h),
+        "gradient clipped, not the corrected one": partial(
+            replay_mars,
+            lambda **hyper: optax.chain(
+                optax.stateless(lambda g, _: jax.tree.map(optax.projections.projection_l2_ball, g)),
+                mars(**hyper),
+            ),
+        ),
+        "vectors through MARS": _mars(lambda **_: {"optimize_1d": True}),
+        "vectors at the rate of matrices": _mars(lambda lr, **_: {"lr_1d": lr}),
+        "vectors with the decay of matrices": _mars(
+            lambda weight_decay, **_: {"weight_decay_1d": weight_decay}
+        ),
+        "amsgrad left out": _mars(lambda **_: {"amsgrad": False}),
+        "decay after the step": partial(replay_mars, _mars_decays_after),
+        "one gradient late": partial(
+            replay_mars, lambda **hyper: optax.chain(delayed(), mars(**hyper))
+        ),
+    },
+}

@@ -1,0 +1,77 @@
+"""PSGD Kron."""
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import optim
+
+from ..recording import Recording
+from ..replay import Adapter, AdapterError, Pair, open_loop
+
+
+def _matrices_of(layouts: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Layouts by the names of leaves, as rules for their paths."""
+    return {re.escape(leaf): layout for leaf, layout in layouts.items()}
+
+
+def kron_layout(shape: tuple[int, ...]) -> str | None:
+    """How the authors fold a torch tensor: by the signed difference of the sides."""
+    if len(shape) < 2:
+        return None
+    last = shape[-1] - int(np.prod(shape[:-1]))
+    first = int(np.prod(shape[1:])) - shape[0]
+    others = ["m" if last <= first else "n"] * (len(shape) - 2)
+    return " ".join(["m", *others, "n"])
+
+
+def build_kron(
+    lr: float = 3e-4,
+    preconditioner_update_probability: float | str | None = None,
+    schedule: Mapping[str, float] | None = None,
+    precond_dtype: None = None,
+    **same: Any,
+) -> optax.GradientTransformation:
+    """`optim.kron` by its official arguments, most of which are called alike."""
+    if precond_dtype is not None:
+        raise AdapterError("psgd_kron: a precond_dtype is not supported.")
+    probability: Any = preconditioner_update_probability
+    if schedule is not None:  # of the probability, which is then only described
+        probability = optim.update_probability_schedule(**schedule)
+    return optim.kron(lr, preconditioner_update_probability=probability, **same)
+
+
+def kron(build: Callable[..., Any]) -> Adapter:
+    """PSGD Kron by `build`, with the recorded probes and balances in place of its draws.
+
+    Leaves stay in torch's layout, on which the authors' folding depends.
+    """
+
+    def adapter(recording: Recording, dtype: Any) -> Mapping[str, Pair]:
+        shapes = {leaf: value.shape for leaf, value in recording.tree("p0").items()}
+        probes = {
+            leaf: jnp.asarray(value.reshape(len(value), *shapes[leaf]), dtype)
+            for leaf, value in recording.tree("in/V").items()
+        }
+        balances = jnp.asarray(recording.arrays["in/balance"])
+        index = jnp.asarray(np.maximum(np.cumsum(recording.arrays["in/do_update"]) - 1, 0))
+        inputs = {
+            "matrices": _matrices_of({leaf: kron_layout(s) for leaf, s in shapes.items()}),
+            "probe": lambda key, count, tree: {leaf: v[index[count]] for leaf, v in probes.items()},
+            "balance": lambda key, count: balances[count],
+        }
+        return open_loop(functools.partial(build, **inputs))(recording, dtype)
+
+    return adapter
+
+
+ADAPTERS: dict[str, Adapter] = {
+    "psgd_kron": kron(build_kron),
+}
+
+MUTANTS: dict[str, dict[str, Adapter]] = {}
