@@ -14,6 +14,7 @@ import pytest
 from .__main__ import killed_by
 from .adapters import ADAPTERS
 from .recording import Recording, load
+from .replay import AdapterError
 
 TRAJECTORIES = pathlib.Path(__file__).parent / "trajectories"
 RECORDINGS = [load(path) for path in sorted(TRAJECTORIES.glob("*.npz"))]
@@ -21,6 +22,7 @@ RECORDINGS = [load(path) for path in sorted(TRAJECTORIES.glob("*.npz"))]
 # (method, hyper-parameter): why no recording can notice it.
 INERT: dict[tuple[str, str], str] = {
     ("muon", "eps"): "two per cent of 1e-10, beside gradients of about 1",
+    ("adam_mini", "n_kv_heads"): "The authors' code checks that it divides n_heads.",
 }
 
 
@@ -64,7 +66,11 @@ for recording in RECORDINGS:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_a_hyper_parameter_that_moves_is_noticed(case):
-    noticed = killed_by(CASES[case], ADAPTERS[case[0]])
+    try:
+        noticed = killed_by(CASES[case], ADAPTERS[case[0]])
+    except AdapterError as error:  # such as a number of heads that does not divide a matrix
+        assert "ValueError" in str(error), error
+        noticed = str(error)
     if case in INERT:
         assert noticed is None, f"{case} is noticed by {noticed}; strike it from INERT"
     else:
