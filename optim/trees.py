@@ -187,6 +187,31 @@ def with_promoted_params(
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
+def add_decayed_weights(
+    weight_decay: optax.ScalarOrSchedule, mask: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    """`optax.add_decayed_weights` of promoted parameters; `mask` as `mask_like` takes it.
+
+    optax's mask is an error where a parameter has no gradient.
+    """
+    inner = optax.add_decayed_weights(weight_decay)
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del extra_args
+        params = promote(params)
+        if mask is not None:
+            decays = mask_like(params, mask)
+            params = jax.tree.map(lambda d, p: jnp.where(d, p, 0), decays, params)
+        return inner.update(updates, state, params)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
 _REQUIRED = object()
 
 
