@@ -45,7 +45,7 @@ _LEAST, _MOST = 0.5, 10.0
 class AgvmState(NamedTuple):
     """State of `agvm`."""
 
-    count: jax.Array  # (), int32, steps taken
+    steps: jax.Array  # (), int32, steps made
     factors: dict[str, jax.Array]  # (), float32 or wider, f of every group by name
     inner_state: optax.OptState
 
@@ -142,9 +142,9 @@ def agvm(
                 "agvm: half_gradients is None; accepted: the gradients of both halves of the "
                 "batch, as in update(updates, state, params, half_gradients=(first, second))."
             )
-        scaled = state.count >= start
+        scaled = state.steps >= start
         if stop is not None:
-            scaled &= state.count <= stop
+            scaled &= state.steps <= stop
 
         def measured() -> dict[str, jax.Array]:
             squares = () if second_moment is None else (second_moment(state.inner_state),)
@@ -154,7 +154,7 @@ def agvm(
             new = {name: jnp.sqrt(jnp.clip(r, _LEAST, _MOST)) for name, r in ratio.items()}
             return {name: trees.average(momentum, state.factors[name], new[name]) for name in names}
 
-        due = scaled & (state.count % every == 0)
+        due = scaled & (state.steps % every == 0)
         factors = jax.lax.cond(due, measured, lambda: state.factors)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
 
@@ -162,7 +162,7 @@ def agvm(
             return u * jnp.where(scaled, factors[label], 1).astype(u.dtype)
 
         updates = jax.tree.map(scale, labels(updates), updates)
-        return updates, AgvmState(optax.safe_increment(state.count), factors, inner_state)
+        return updates, AgvmState(optax.safe_increment(state.steps), factors, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

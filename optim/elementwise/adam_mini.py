@@ -61,7 +61,7 @@ _NO_DECAY = ("norm", "ln", "bias")
 class ScaleByAdamMiniState(NamedTuple):
     """State of `scale_by_adam_mini`."""
 
-    count: jax.Array  # (), int32, steps taken
+    steps: jax.Array  # (), int32, steps made
     mu: optax.Updates  # like the parameters, float32 or wider: momentum m
     nu: optax.Updates  # for each leaf its numbers of blocks as shape: mean squares v
 
@@ -120,17 +120,17 @@ def scale_by_adam_mini(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByAdamMiniState]:
         del params, extra_args
-        count = optax.safe_increment(state.count)
+        steps = optax.safe_increment(state.steps)
 
         def rule(g: jax.Array, mu: jax.Array, nu: jax.Array) -> tuple[jax.Array, ...]:
             mu = trees.average(b1, mu, g)
             nu = trees.average(b2, nu, _block_means(jnp.square(g), nu.shape))
-            root = jnp.sqrt(nu / trees.bias_correction(b2, count, g.dtype))
-            mean = mu / trees.bias_correction(b1, count, g.dtype)
+            root = jnp.sqrt(nu / trees.bias_correction(b2, steps, g.dtype))
+            mean = mu / trees.bias_correction(b1, steps, g.dtype)
             return _divide(mean, root + trees.as_dtype(eps, g.dtype)), mu, nu
 
         updates, (mu, nu) = trees.map_leaves(rule, updates, (state.mu, state.nu))
-        return updates, ScaleByAdamMiniState(count, mu, nu)
+        return updates, ScaleByAdamMiniState(steps, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -173,7 +173,7 @@ def adam_mini(
     """
     return optax.chain(
         scale_by_adam_mini(b1, b2, eps, blocks=blocks),
-        trees.with_promoted_params(optax.add_decayed_weights(weight_decay, mask)),
+        trees.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )
 

@@ -30,7 +30,7 @@ from optim import trees
 class GradientNoiseState(NamedTuple):
     """State of `gradient_noise`."""
 
-    count: jax.Array  # (), int32, steps taken
+    steps: jax.Array  # (), int32, steps made
 
 
 def gradient_noise(
@@ -79,19 +79,19 @@ def gradient_noise(
                 "gradient_noise: key is None; accepted: a key for this step, as in "
                 "update(updates, state, params, key=jax.random.fold_in(run_key, step))."
             )
-        count = optax.safe_increment(state.count)
+        steps = optax.safe_increment(state.steps)
         own = trees.named_key(key, "gradient_noise")
 
         def add(path: tuple[Any, ...], g: ArrayLike | None) -> jax.Array | None:
             if g is None:
                 return None
             dtype = trees.accumulator_dtype(g)
-            decay = trees.as_dtype(count, dtype) ** trees.as_dtype(gamma, dtype)
+            decay = trees.as_dtype(steps, dtype) ** trees.as_dtype(gamma, dtype)
             deviation = jnp.sqrt(trees.as_dtype(eta, dtype) / decay)
             leaf_key = trees.named_key(own, trees.path_string(path))
             return trees.as_dtype(g, dtype) + deviation * noise(leaf_key, jnp.shape(g), dtype)
 
         updates = jax.tree.map_with_path(add, updates, is_leaf=lambda g: g is None)
-        return updates, GradientNoiseState(count)
+        return updates, GradientNoiseState(steps)
 
     return optax.GradientTransformationExtraArgs(init, update)

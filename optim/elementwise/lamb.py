@@ -38,7 +38,7 @@ from optim import trees
 class ScaleByLambState(NamedTuple):
     """State of `scale_by_lamb`."""
 
-    count: jax.Array  # (), int32, steps taken
+    steps: jax.Array  # (), int32, steps made
     mu: optax.Updates  # like the parameters, float32 or wider: mean of gradients m
     nu: optax.Updates  # like the parameters, float32 or wider: mean of their squares v
 
@@ -91,8 +91,8 @@ def scale_by_lamb(
         del extra_args
         if params is None:
             raise ValueError("lamb: params is None; accepted: update(updates, state, params).")
-        count = optax.safe_increment(state.count)
-        shrink = None if max_grad_norm is None else _shrink(updates, max_grad_norm)
+        steps = optax.safe_increment(state.steps)
+        norm = trees.norm(updates)
 
         def rule(
             g: jax.Array,
@@ -102,18 +102,19 @@ def scale_by_lamb(
             decays: jax.Array,
             adapts: jax.Array,
         ) -> tuple[jax.Array, ...]:
-            if shrink is not None:
-                g = g * trees.as_dtype(shrink, g.dtype)
+            if max_grad_norm is not None:
+                most = trees.as_dtype(max_grad_norm, g.dtype)
+                g = g * (most / jnp.maximum(norm.astype(g.dtype), most))
             mu, nu = trees.average(b1, mu, g), trees.average(b2, nu, jnp.square(g))
-            root = jnp.sqrt(nu / trees.bias_correction(b2, count, g.dtype))
-            mean = mu / trees.bias_correction(b1, count, g.dtype)
+            root = jnp.sqrt(nu / trees.bias_correction(b2, steps, g.dtype))
+            mean = mu / trees.bias_correction(b1, steps, g.dtype)
             u = mean / (root + trees.as_dtype(eps, g.dtype))
             u = u + trees.as_dtype(weight_decay, g.dtype) * decays * p
             return jnp.where(adapts > 0, trees.trust_ratio(u, p), 1) * u, mu, nu
 
         masks = trees.mask_like(params, mask), trees.mask_like(params, trust_ratio_mask)
         updates, (mu, nu) = trees.map_leaves(rule, updates, (state.mu, state.nu), params, *masks)
-        return updates, ScaleByLambState(count, mu, nu)
+        return updates, ScaleByLambState(steps, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -163,12 +164,3 @@ def lamb(
         ),
         optax.scale_by_learning_rate(learning_rate),
     )
-
-
-def _shrink(gradients: optax.Updates, most: ArrayLike) -> jax.Array:
-    """The factor that brings the norm over all leaves down to `most`, if it is above."""
-    dtype = trees.accumulator_dtype(*jax.tree.leaves(gradients))
-    leaves = [trees.as_dtype(g, dtype) for g in jax.tree.leaves(gradients)]
-    square = sum((jnp.sum(jnp.square(g)) for g in leaves), start=jnp.zeros((), dtype))
-    most = trees.as_dtype(most, dtype)
-    return most / jnp.maximum(jnp.sqrt(square), most)

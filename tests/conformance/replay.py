@@ -99,6 +99,8 @@ def step_by_step(build: Callable[..., optax.GradientTransformation]) -> Adapter:
 
     def adapter(recording: Recording, dtype: Any) -> Mapping[str, Pair]:
         transformation = optax.with_extra_args_support(call(build, recording))
+        if recording.final is None:
+            raise AdapterError(f"{recording.stem} records no parameters to compare.")
         start, recorded = recording.tree("p0", dtype), recording.tree(recording.final)
         before = {
             leaf: np.concatenate([start[leaf][None], recorded[leaf][:-1]]).astype(dtype)

@@ -73,6 +73,28 @@ def _scale_by_cosmos(rate: Any) -> optax.GradientTransformation:
 _KRON_BYTES = 4 + 4 * (KERNEL[0] / KERNEL[1] + KERNEL[1] / KERNEL[0])
 
 
+def _step_key(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
+    del params, gradients
+    return {"key": jax.random.fold_in(jax.random.key(3), step)}
+
+
+def _halves(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
+    """The gradient and another tree, in place of the gradients of halves of a batch."""
+    del params, step
+    other = jax.tree.map(lambda g: jnp.flip(g) if g.dtype != jax.dtypes.float0 else g, gradients)
+    return {"half_gradients": (gradients, other)}
+
+
+def _neurons(params: Any) -> Any:
+    """A block for each neuron of a matrix, for each element of anything else."""
+    return jax.tree.map(lambda p: "1 *" if p.ndim == 2 else "*", params)
+
+
+def _no_scalars(params: Any) -> Any:
+    """At rate 1, a scalar as long as its step arrives at zero, or at a rounding beside it."""
+    return jax.tree.map(lambda p: p.ndim > 0, params)
+
+
 # A row named as a public function of optim stands for it.
 ROWS: tuple[Row, ...] = (
     Row("lion", lambda rate: optim.lion(rate, weight_decay=0.1), state_bytes=4),
@@ -237,6 +259,48 @@ ROWS: tuple[Row, ...] = (
     Row("kron", lambda rate: optim.kron(rate, weight_decay=0.1), _key, state_bytes=_KRON_BYTES),
     Row("scale_by_kron", lambda rate: optim.scale_by_kron(), _key, state_bytes=_KRON_BYTES),
     Row(
+        "adam_mini",
+        lambda rate: optim.adam_mini(rate, blocks=_neurons, weight_decay=0.1),
+        state_bytes=4 + 4 / KERNEL[0],  # a momentum, and a mean square for each neuron
+    ),
+    Row(
+        "scale_by_adam_mini",
+        lambda rate: optim.scale_by_adam_mini(blocks=_neurons),
+        state_bytes=4 + 4 / KERNEL[0],  # a momentum, and a mean square for each neuron
+    ),
+    Row(
+        "agvm",
+        lambda rate: optim.agvm(
+            optim.lion(rate, weight_decay=0.1),
+            {".*(kernel|scale)": "body", "(?!.*(kernel|scale)).*": "head"},
+            anchor="body",
+            every=2,
+            start=0,
+        ),
+        _halves,
+    ),
+    Row(
+        "cautious",
+        lambda rate: optax.chain(
+            optim.cautious(optim.scale_by_lion()), optax.scale_by_learning_rate(rate)
+        ),
+        state_bytes=4,
+    ),
+    Row(
+        "gradient_noise",
+        lambda rate: optax.chain(optim.gradient_noise(), optax.scale_by_learning_rate(rate)),
+        _step_key,
+        state_bytes=0,
+    ),
+    Row("lamb", optim.lamb, state_bytes=8),
+    Row(
+        "scale_by_lamb",
+        lambda rate: optim.scale_by_lamb(trust_ratio_mask=_no_scalars),
+        state_bytes=8,
+    ),
+    Row("lars", lambda rate: optim.lars(rate, weight_decay=0.1), state_bytes=4),
+    Row("scale_by_lars", lambda rate: optim.scale_by_lars(), state_bytes=4),
+    Row(
         "optax.chain(clip_by_global_norm, adamw)",
         _clipped_adamw,
         state_bytes=8,
@@ -253,6 +317,7 @@ ROWS: tuple[Row, ...] = (
 # end in `_schedule`, and classes need not be listed.
 OTHER_FUNCTIONS = frozenset(
     {
+        "adam_mini_blocks",
         "apply_updates",
         "describe",
         "entropic_mirror_map",

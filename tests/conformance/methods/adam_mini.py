@@ -1,8 +1,10 @@
 """Adam-mini."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import optax
 
 import optim
@@ -23,13 +25,9 @@ def _adam_mini(
     verbose: bool = True,
 ) -> optax.GradientTransformation:
     del model_sharding, verbose, n_kv_heads  # the last of which the code only checks
+    blocks = optim.adam_mini_blocks(dim=dim, num_heads=n_heads)
     return optim.adam_mini(
-        lr,
-        blocks=optim.adam_mini_blocks(dim=dim, num_heads=n_heads),
-        b1=betas[0],
-        b2=betas[1],
-        eps=eps,
-        weight_decay=weight_decay,
+        lr, blocks=blocks, b1=betas[0], b2=betas[1], eps=eps, weight_decay=weight_decay
     )
 
 
@@ -62,7 +60,44 @@ def flax_kernels(adapter: Adapter) -> Adapter:
 
 
 ADAPTERS: dict[str, Adapter] = {
-    "adam_mini": lambda *recorded: flax_kernels(open_loop(_adam_mini))(*recorded),
+    "adam_mini": flax_kernels(open_loop(_adam_mini)),
 }
 
-MUTANTS: dict[str, dict[str, Adapter]] = {}
+
+def _mistaken(relabel: Callable[[str], str] = lambda label: label, **other: Any) -> Adapter:
+    """Adam-mini that takes its blocks wrongly, or decays something else."""
+
+    def build(
+        lr: float,
+        betas: Any,
+        dim: int,
+        n_heads: int,
+        n_kv_heads: int | None = None,
+        **same: Any,
+    ) -> optax.GradientTransformation:
+        del n_kv_heads
+        blocks = optim.adam_mini_blocks(dim=dim, num_heads=n_heads)
+        return optim.adam_mini(
+            lr,
+            blocks=lambda params: jax.tree.map(relabel, blocks(params)),
+            b1=betas[0],
+            b2=betas[1],
+            **same,
+            **other,
+        )
+
+    return flax_kernels(open_loop(build))
+
+
+MUTANTS: dict[str, dict[str, Adapter]] = {
+    "adam_mini": {
+        "decay of norms and biases": _mistaken(mask=None),
+        "heads taken as neurons": _mistaken(
+            lambda label: "1 *" if label.startswith("1 ") else label
+        ),
+        "all heads in one block": _mistaken(lambda label: "1" if label[2:].isdecimal() else label),
+        "rows taken as columns": _mistaken(lambda label: "* 1" if label == "1 *" else label),
+        "biases in one block": _mistaken(lambda label: "1" if label == "*" else label),
+        "Adam": _mistaken(lambda label: "*"),
+    },
+}

@@ -1,6 +1,7 @@
 """C-AdamW and C-Lion."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import optax
 
 import optim
 
+from ..mistakes import decay_after
 from ..replay import Adapter, open_loop
 
 
@@ -58,4 +60,83 @@ ADAPTERS: dict[str, Adapter] = {
     "cautious_lion": open_loop(_cautious_lion),
 }
 
-MUTANTS: dict[str, dict[str, Adapter]] = {}
+
+def _mistaken(mistake: str) -> Adapter:
+    """C-AdamW with eps after the correction, and one thing wrong."""
+
+    def build(
+        lr: float, betas: Any, eps: float, weight_decay: float, foreach: bool
+    ) -> optax.GradientTransformation:
+        del foreach
+        adam = optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=eps)
+        decay, rate = optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(lr)
+        links: dict[str, tuple[optax.GradientTransformation, ...]] = {
+            "no mask": (adam, decay, rate),
+            "rescaled as the paper has it": (optim.cautious(adam, rescale="count"), decay, rate),
+            "decay masked, too": (optim.cautious(optax.chain(adam, decay)), rate),
+            "mask of the update before the gradient": (_masked_late(adam), decay, rate),
+            "decay after the step": (optim.cautious(adam), rate, decay_after(lr * weight_decay)),
+        }
+        return optax.chain(*links[mistake])
+
+    return open_loop(build)
+
+
+def _masked_late(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Compares the gradient with the update of the step before, which is zero at first."""
+
+    def init(params: Any) -> Any:
+        return inner.init(params), jax.tree.map(jnp.zeros_like, params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        u, after = inner.update(updates, state[0], params)
+        mask = jax.tree.map(lambda g, old: (g * old >= 0).astype(g.dtype), updates, state[1])
+        masked = jax.tree.map(lambda u, m: u * m / jnp.maximum(jnp.mean(m), 1e-3), u, mask)
+        return masked, (after, u)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _lion_with_decay_masked(
+    lr: float, betas: Any, weight_decay: float
+) -> optax.GradientTransformation:
+    lion = optim.scale_by_lion(b1=betas[0], b2=betas[1])
+    inner = optax.chain(lion, optax.add_decayed_weights(weight_decay))
+    return optax.chain(optim.cautious(inner, rescale="count"), optax.scale_by_learning_rate(lr))
+
+
+MUTANTS: dict[str, dict[str, Adapter]] = {
+    "cautious_adamw": {
+        "eps on the other side of the correction": open_loop(
+            lambda foreach, **same: _cautious_adamw(foreach=not foreach, **same)
+        ),
+        **{
+            mistake: _mistaken(mistake)
+            for mistake in (
+                "no mask",
+                "rescaled as the paper has it",
+                "decay masked, too",
+                "mask of the update before the gradient",
+                "decay after the step",
+            )
+        },
+    },
+    "cautious_lion": {
+        "rescaled by the mean": open_loop(
+            lambda lr, betas, weight_decay: optax.chain(
+                optim.cautious(optim.scale_by_lion(b1=betas[0], b2=betas[1])),
+                optax.add_decayed_weights(weight_decay),
+                optax.scale_by_learning_rate(lr),
+            )
+        ),
+        "decay masked, too": open_loop(_lion_with_decay_masked),
+        "b1 and b2 exchanged": open_loop(
+            lambda betas, **same: _cautious_lion(betas=betas[::-1], **same)
+        ),
+        "no mask": open_loop(
+            lambda lr, betas, weight_decay: optim.lion(
+                lr, b1=betas[0], b2=betas[1], weight_decay=weight_decay
+            )
+        ),
+    },
+}
