@@ -1,7 +1,7 @@
 """D-Adaptation: Adam and SGD."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import optax
 
 import optim
 
-from ..mistakes import delayed
+from ..mistakes import apart, changed, decay_by_new_d, delayed
 from ..replay import Adapter, open_loop
 
 Betas = Sequence[float]
@@ -34,56 +34,6 @@ def dadapt_sgd(
     """D-Adapt SGD by its official arguments."""
     del log_every, fsdp_in_use
     return optim.dadapt_sgd(lr, **same)
-
-
-def _changed(build: Callable[..., Any], **changes: Callable[[Any], Any]) -> Adapter:
-    """`build` with some hyper-parameters changed, each by a function of its value."""
-    return open_loop(
-        lambda **hyper: build(**hyper | {name: new(hyper[name]) for name, new in changes.items()})
-    )
-
-
-def _apart(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The transformation of every leaf alone, by which tensors share nothing."""
-
-    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        pairs = {
-            name: transformation.update(updates[name], state[name], params[name])
-            for name in updates
-        }
-        return {k: pair[0] for k, pair in pairs.items()}, {k: pair[1] for k, pair in pairs.items()}
-
-    return optax.GradientTransformation(
-        lambda params: {name: transformation.init(p) for name, p in params.items()}, update
-    )
-
-
-def _decay_by_new_d(build: Callable[..., Any]) -> Adapter:
-    """Multiplies a decoupled decay by the d that the step has found."""
-
-    def make(
-        lr: float,
-        betas: Any,
-        weight_decay: float,
-        decouple: bool,
-        use_bias_correction: bool,
-        **hyper: Any,
-    ) -> optax.GradientTransformation:
-        hyper |= {"lr": lr, "betas": betas, "use_bias_correction": use_bias_correction}
-        if not decouple:
-            return build(weight_decay=weight_decay, decouple=False, **hyper)
-        inner = build(**hyper)
-
-        def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
-            updates, state = inner.update(updates, state, params)
-            factor = state.d * lr * weight_decay
-            if use_bias_correction:
-                factor *= jnp.sqrt(1 - betas[1] ** state.steps) / (1 - betas[0] ** state.steps)
-            return jax.tree.map(lambda u, p: u - factor * p, updates, params), state
-
-        return optax.GradientTransformation(inner.init, update)
-
-    return open_loop(make)
 
 
 def _dadapt_new_second_moment(
@@ -119,23 +69,23 @@ ADAPTERS: dict[str, Adapter] = {
 
 MUTANTS: dict[str, dict[str, Adapter]] = {
     "dadapt_adam": {
-        "bias correction exchanged": _changed(dadapt_adam, use_bias_correction=operator.not_),
-        "decay exchanged": _changed(dadapt_adam, decouple=operator.not_),
-        "decay by the new d": _decay_by_new_d(dadapt_adam),
-        "a d of each tensor": open_loop(lambda **hyper: _apart(dadapt_adam(**hyper))),
+        "bias correction exchanged": changed(dadapt_adam, use_bias_correction=operator.not_),
+        "decay exchanged": changed(dadapt_adam, decouple=operator.not_),
+        "decay by the new d": decay_by_new_d(dadapt_adam),
+        "a d of each tensor": open_loop(lambda **hyper: apart(dadapt_adam(**hyper))),
         "new second moment in the numerator": open_loop(_dadapt_new_second_moment),
-        "b1 and b2 exchanged": _changed(dadapt_adam, betas=lambda betas: betas[::-1]),
-        "d stays d0": _changed(dadapt_adam, growth_rate=lambda rate: 1.0),
+        "b1 and b2 exchanged": changed(dadapt_adam, betas=lambda betas: betas[::-1]),
+        "d stays d0": changed(dadapt_adam, growth_rate=lambda rate: 1.0),
     },
     "dadapt_sgd": {
         "first norm with decay": open_loop(_norm_with_decay),
-        "a d of each tensor": open_loop(lambda **hyper: _apart(dadapt_sgd(**hyper))),
+        "a d of each tensor": open_loop(lambda **hyper: apart(dadapt_sgd(**hyper))),
         "momentum of the gradients": open_loop(
             lambda momentum, **hyper: optax.chain(
                 optax.ema(momentum, debias=False), dadapt_sgd(momentum=0.0, **hyper)
             )
         ),
-        "d stays d0": _changed(dadapt_sgd, growth_rate=lambda rate: 1.0),
+        "d stays d0": changed(dadapt_sgd, growth_rate=lambda rate: 1.0),
         "one gradient late": open_loop(lambda **hyper: optax.chain(delayed(), dadapt_sgd(**hyper))),
     },
 }

@@ -10,7 +10,7 @@ import optax
 
 import optim
 
-from ..mistakes import delayed
+from ..mistakes import changed, delayed
 from ..replay import Adapter, open_loop
 
 Betas = Sequence[float]
@@ -38,13 +38,6 @@ def schedule_free_sgd(
     """Schedule-free SGD by its official arguments."""
     del foreach
     return optim.schedule_free_sgd(lr, b1=momentum, **same)
-
-
-def _changed(build: Callable[..., Any], **changes: Callable[[Any], Any]) -> Adapter:
-    """`build` with some hyper-parameters changed, each by a function of its value."""
-    return open_loop(
-        lambda **hyper: build(**hyper | {name: new(hyper[name]) for name, new in changes.items()})
-    )
 
 
 class _ServesY(NamedTuple):
@@ -151,20 +144,20 @@ MUTANTS: dict[str, dict[str, Adapter]] = {
         "optax, without power or momentum": open_loop(_optax_schedule_free_adamw),
         "y served": _serving(_serves_y, schedule_free_adamw),
         "z served": _serving(_serves_z, schedule_free_adamw),
-        "one step of warm-up more": _changed(schedule_free_adamw, warmup_steps=lambda w: w + 1),
-        "equal weights": _changed(schedule_free_adamw, weight_lr_power=lambda power: 0.0),
-        "no power of the step": _changed(schedule_free_adamw, r=lambda r: 0.0),
+        "one step of warm-up more": changed(schedule_free_adamw, warmup_steps=lambda w: w + 1),
+        "equal weights": changed(schedule_free_adamw, weight_lr_power=lambda power: 0.0),
+        "no power of the step": changed(schedule_free_adamw, r=lambda r: 0.0),
         "momentum ignored": open_loop(
             lambda inner_momentum=0.0, **hyper: schedule_free_adamw(**hyper)
         ),
-        "decay left out": _changed(schedule_free_adamw, weight_decay=lambda decay: 0.0),
+        "decay left out": changed(schedule_free_adamw, weight_decay=lambda decay: 0.0),
     },
     "sf_radam": {
         "y served": _serving(_serves_y, schedule_free_radam),
-        "SGD phase exchanged": _changed(schedule_free_radam, silent_sgd_phase=operator.not_),
+        "SGD phase exchanged": changed(schedule_free_radam, silent_sgd_phase=operator.not_),
         "not rectified": open_loop(lambda silent_sgd_phase, **hyper: schedule_free_adamw(**hyper)),
-        "equal weights": _changed(schedule_free_radam, weight_lr_power=lambda power: 0.0),
-        "no power of the step": _changed(schedule_free_radam, r=lambda r: 0.0),
+        "equal weights": changed(schedule_free_radam, weight_lr_power=lambda power: 0.0),
+        "no power of the step": changed(schedule_free_radam, r=lambda r: 0.0),
     },
     "sf_sgd": {
         "y served": _serving(_serves_y, schedule_free_sgd),
@@ -173,8 +166,8 @@ MUTANTS: dict[str, dict[str, Adapter]] = {
         "warm-up one step late": _warmed(1, 1),
         "warm-up of the step one late": _warmed(1, 0),
         "warm-up of the weights one late": _warmed(0, 1),
-        "equal weights": _changed(schedule_free_sgd, weight_lr_power=lambda power: 0.0),
-        "no power of the step": _changed(schedule_free_sgd, r=lambda r: 0.0),
+        "equal weights": changed(schedule_free_sgd, weight_lr_power=lambda power: 0.0),
+        "no power of the step": changed(schedule_free_sgd, r=lambda r: 0.0),
         "one gradient late": open_loop(
             lambda **hyper: optax.chain(delayed(), schedule_free_sgd(**hyper))
         ),
