@@ -53,8 +53,6 @@ def _key(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
 
 
 _RANK = 2
-
-
 _COSMOS_BYTES = 4 + 4 * _RANK * (1 / KERNEL[0] + 1 / KERNEL[1])
 
 
@@ -70,11 +68,6 @@ def _scale_by_cosmos(rate: Any) -> optax.GradientTransformation:
 
 # Two triangular factors, 4 bytes each, a parameter of a square matrix; one is not.
 _KRON_BYTES = 4 + 4 * (KERNEL[0] / KERNEL[1] + KERNEL[1] / KERNEL[0])
-
-
-def _step_key(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
-    del params, gradients
-    return {"key": jax.random.fold_in(jax.random.key(3), step)}
 
 
 def _halves(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
@@ -248,11 +241,6 @@ ROWS: tuple[Row, ...] = (
             "bfloat16": "It keeps the last parameters, which are bfloat16 and round no further."
         },
     ),
-    Row(
-        "scion, unconstrained, without momentum",
-        lambda rate: optim.scion(rate, unconstrained=True, dtype=None),
-        state_bytes=0,
-    ),
     Row("cosmos", _cosmos, state_bytes=_COSMOS_BYTES),
     Row("scale_by_cosmos", _scale_by_cosmos, state_bytes=_COSMOS_BYTES),
     Row("kron", lambda rate: optim.kron(rate, weight_decay=0.1), _key, state_bytes=_KRON_BYTES),
@@ -288,7 +276,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "gradient_noise",
         lambda rate: optax.chain(optim.gradient_noise(), optax.scale_by_learning_rate(rate)),
-        _step_key,
+        _key,
         state_bytes=0,
     ),
     Row("lamb", optim.lamb, state_bytes=8),
