@@ -49,11 +49,11 @@ def get_config(name: str = "adamw") -> Config:
     optimizer = dataclasses.replace(optimizer, schedule=copy.deepcopy(SCHEDULE), clip_norm=1.0)
     return Config(
         task=LanguageModel(length=128, model=Decoder(**SIZES["0.4m"])),
-        steps=1000,
+        steps=500,
         batch_size=8,
         optimizer=optimizer,
         log_every=50,
-        evaluate_every=1000,
-        checkpoint_every=1000,
+        evaluate_every=500,
+        checkpoint_every=500,
         keep_checkpoints=1,
     )
