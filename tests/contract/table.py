@@ -53,6 +53,8 @@ def _key(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
 
 
 _RANK = 2
+
+
 _COSMOS_BYTES = 4 + 4 * _RANK * (1 / KERNEL[0] + 1 / KERNEL[1])
 
 

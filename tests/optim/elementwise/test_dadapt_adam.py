@@ -73,18 +73,25 @@ def test_growing_d_is_replayed_by_numpy():
 
 def test_decoupled_and_corrected_it_is_the_one_of_optax():
     tx = optim.dadapt_adam(decouple=True, use_bias_correction=True, weight_decay=0.1)
-    ours, _ = run(tx, PARAMS, random_gradients())
-    theirs, _ = run(optax.contrib.dadapt_adamw(weight_decay=0.1), PARAMS, random_gradients())
-    # optax takes 1 - sqrt(0.999) from a float32 root: four digits of d.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), ours, theirs)
+    with jax.enable_x64(True):
+        start, gradients = jax.tree.map(jnp.float64, (PARAMS, random_gradients()))
+        ours, state = run(tx, start, gradients)
+        theirs, _ = run(optax.contrib.dadapt_adamw(weight_decay=0.1), start, gradients)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), ours, theirs)
+        assert state.d > 1e-5
 
 
 def test_while_d_stands_it_is_adam_at_the_rate_d0():
-    tx = optim.dadapt_adam(0.5, d0=0.1, growth_rate=1.0, use_bias_correction=True)
-    ours, state = run(tx, PARAMS, random_gradients(1))
-    theirs, _ = run(optax.adam(0.05), PARAMS, random_gradients(1))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ours, theirs)
-    assert state.d == jnp.float32(0.1)
+    """Without the bias correction, which here is in the average of steps and not after it."""
+    with jax.enable_x64(True):
+        start, gradients = jax.tree.map(jnp.float64, (PARAMS, random_gradients()))
+        ours, state = run(optim.dadapt_adam(0.5, d0=0.1, growth_rate=1.0), start, gradients)
+        assert state.d == 0.1
+        p, m, v = start["w"], 0.0, 0.0
+        for g in gradients:
+            m, v = 0.9 * m + 0.1 * g["w"], 0.999 * v + 0.001 * g["w"] ** 2
+            p = p - 0.05 * m / (jnp.sqrt(v) + 1e-8)
+        np.testing.assert_allclose(ours["w"], p, rtol=1e-12)
 
 
 def test_the_estimate_keeps_its_digits_in_float32():

@@ -57,11 +57,14 @@ def test_with_bias_correction_it_is_the_prodigy_of_optax():
 
 def test_while_d_stands_it_is_adam_at_the_rate_d0():
     """A small d_coef keeps d, on which m / sqrt(v) does not depend."""
-    tx = optim.prodigy(0.5, d0=0.1, d_coef=1e-3, use_bias_correction=True)
-    ours, state = run(tx, PARAMS, random_gradients())
-    theirs, _ = run(optax.adam(0.05), PARAMS, random_gradients())
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ours, theirs)
-    assert state.d == state.d_max == jnp.float32(0.1) and state.numerator > 0
+    with jax.enable_x64(True):
+        start, gradients = jax.tree.map(jnp.float64, (PARAMS, random_gradients()))
+        tx = optim.prodigy(0.5, d0=0.1, d_coef=1e-3, use_bias_correction=True)
+        ours, state = run(tx, start, gradients)
+        theirs, _ = run(optax.adam(0.05), start, gradients)
+        # optax takes the powers of its bias correction in float32.
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ours, theirs)
+        assert state.d == state.d_max == 0.1 and state.numerator > 0
 
 
 def test_d_grows_by_its_rate_at_most():
