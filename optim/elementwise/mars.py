@@ -390,8 +390,7 @@ def _orthogonal(
     """Newton-Schulz of every leaf of the tree, all of them matrices, scaled for tall outputs."""
     leaves, structure = jax.tree.flatten(tree)
     for group in stacks.group_matrices("mars", tree, matrices):
-        small: Any = trees.as_dtype(eps, group.dtype)
-        kernel = functools.partial(newton_schulz.newton_schulz, eps=small)
+        kernel = functools.partial(newton_schulz.newton_schulz, eps=eps)
         x = stacks.stack(group, leaves, dtype)
         x = stacks.distributed(stacks.in_chunks(kernel), x, mesh_axis).astype(group.dtype)
         leaves = stacks.unstack(group, x, leaves)

@@ -237,7 +237,7 @@ ROWS: tuple[Row, ...] = (
         lambda rate: optim.with_previous_gradient(
             optim.mars(rate, approximate=False, amsgrad=True)
         ),
-        extras=_grad_fn,
+        extras=_gradient_of_a_quartic,
         state_bytes=16,
         waive={
             "bfloat16": "It keeps the last parameters, which are bfloat16 and round no further."
@@ -289,6 +289,11 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("lars", lambda rate: optim.lars(rate, weight_decay=0.1), state_bytes=4),
     Row("scale_by_lars", lambda rate: optim.scale_by_lars(), state_bytes=4),
+    Row(
+        "scion, unconstrained, without momentum",
+        lambda rate: optim.scion(rate, unconstrained=True, dtype=None),
+        state_bytes=0,
+    ),
     Row(
         "optax.chain(clip_by_global_norm, adamw)",
         _clipped_adamw,
