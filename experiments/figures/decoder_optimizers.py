@@ -174,8 +174,8 @@ TARGET = Target(
         arxiv="2509.02046",
     ),
     figure=(
-        "no figure of the paper: its question at 0.47 M parameters and one token a parameter, where "
-        "the paper has 130 M to 1.2 B and 20 and more, on Python source in bytes"
+        "no figure of the paper: its question at 0.47 M parameters and one token a parameter, "
+        "where the paper has 130 M to 1.2 B and 20 and more, on Python source in bytes"
     ),
     claim=(
         "With every optimizer tuned on its own, all the fastest ones use matrices as "

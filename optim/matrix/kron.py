@@ -15,8 +15,8 @@ sqrt(precond_init_scale)), parameters `p`, rate `lr`, decay `wd`, step t = 1, 2,
 `bound` is a lower bound of the spectral norm by one power step from the largest column. A side may
 have a diagonal factor instead, which is a vector; its bound is the largest entry. A vector or a
 scalar has one diagonal factor. The counter of steps since the last update makes the next one when
-it reaches 1 / preconditioner_update_probability; one update in a hundred first balances the
-factors to one largest entry, at the same product.
+it reaches 1 / preconditioner_update_probability. One update in a hundred first balances the
+factors to one largest entry, at the same product: a matter of range that no update shows.
 
 *Differences.* From the authors' code: (1) They fold a convolution into a matrix by comparing signed
 differences of its sides, which for (out, in, kh, kw) gives (out in kh, kw); here the layout

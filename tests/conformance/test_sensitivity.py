@@ -23,6 +23,10 @@ RECORDINGS = [load(path) for path in sorted(TRAJECTORIES.glob("*.npz"))]
 INERT: dict[tuple[str, str], str] = {
     ("muon", "eps"): "two per cent of 1e-10, beside gradients of about 1",
     ("adam_mini", "n_kv_heads"): "The authors' code checks that it divides n_heads.",
+    ("psgd_kron", "decay"): "the recordings end before its flat start does",
+    ("psgd_kron", "flat_start"): "the recordings end before it does",
+    ("psgd_kron", "max_size_triangular"): "no side is as long",
+    ("psgd_kron", "min_prob"): "the recordings end before the probability is as low",
 }
 
 

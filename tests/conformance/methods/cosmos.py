@@ -5,10 +5,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 import optim
 
+from ..mistakes import decay_after, delayed
 from ..recording import Recording
 from ..replay import Adapter, Pair, open_loop
 
@@ -41,8 +43,42 @@ def cosmos(build: Callable[..., Any]) -> Adapter:
     return adapter
 
 
+def _cosmos_with(**changed: Callable[[Any], Any]) -> Adapter:
+    """The same for COSMOS."""
+    return cosmos(
+        lambda **given: build_cosmos(**{**given, **{k: f(given) for k, f in changed.items()}})
+    )
+
+
+def _without_decay(given: dict[str, Any]) -> dict[str, Any]:
+    return {**given, "weight_decay": 0.0}
+
+
 ADAPTERS: dict[str, Adapter] = {
     "cosmos": cosmos(build_cosmos),
 }
 
-MUTANTS: dict[str, dict[str, Adapter]] = {}
+MUTANTS: dict[str, dict[str, Adapter]] = {
+    "cosmos": {
+        "the slips of the code mended": _cosmos_with(mode=lambda given: "paper"),
+        "rows and columns exchanged": _cosmos_with(
+            matrices=lambda given: {
+                leaf: layout and "m n" for leaf, layout in given["matrices"].items()
+            }
+        ),
+        "b1 and b2 exchanged": _cosmos_with(betas=lambda given: given["betas"][::-1]),
+        "Newton-Schulz in bfloat16": _cosmos_with(dtype=lambda given: jnp.bfloat16),
+        "an arbitrary first basis": _cosmos_with(
+            initial_basis=lambda given: lambda g, rank: jnp.eye(g.shape[-2], rank, dtype=g.dtype)
+        ),
+        "no look-ahead": _cosmos_with(nestrov=lambda given: False),
+        "matrices at the full rate": _cosmos_with(lr_ratio=lambda given: 1.0),
+        "decay after the step": cosmos(
+            lambda **given: optax.chain(
+                build_cosmos(**_without_decay(given)),
+                decay_after(given["lr"] * given["weight_decay"]),
+            )
+        ),
+        "one gradient late": cosmos(lambda **given: optax.chain(delayed(), build_cosmos(**given))),
+    },
+}

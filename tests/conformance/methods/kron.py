@@ -5,12 +5,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 import optim
 
+from ..mistakes import decay_after, delayed
 from ..recording import Recording
 from ..replay import Adapter, AdapterError, Pair, open_loop
 
@@ -70,8 +72,53 @@ def kron(build: Callable[..., Any]) -> Adapter:
     return adapter
 
 
+def _kron_with(**changed: Callable[[Any], Any]) -> Adapter:
+    """PSGD Kron with other arguments, functions of what a recording and its adapter give."""
+    return kron(
+        lambda **given: build_kron(**{**given, **{k: f(given) for k, f in changed.items()}})
+    )
+
+
+def _without_decay(given: dict[str, Any]) -> dict[str, Any]:
+    return {**given, "weight_decay": 0.0}
+
+
 ADAPTERS: dict[str, Adapter] = {
     "psgd_kron": kron(build_kron),
 }
 
-MUTANTS: dict[str, dict[str, Adapter]] = {}
+MUTANTS: dict[str, dict[str, Adapter]] = {
+    "psgd_kron": {
+        # Balancing keeps the product of the factors, so no trajectory can tell when it is done.
+        "the probe of the next update": _kron_with(
+            probe=lambda given: lambda key, count, tree: given["probe"](key, count + 2, tree)
+        ),
+        "gradient and momentum exchanged": _kron_with(
+            momentum_into_precond_update=lambda given: (
+                not given.get("momentum_into_precond_update", True)
+            )
+        ),
+        "an update every step": _kron_with(
+            schedule=lambda given: None, preconditioner_update_probability=lambda given: 1.0
+        ),
+        "one factor starts at the whole scale": _kron_with(
+            precond_init_scale=lambda given: given["precond_init_scale"] ** 2
+        ),
+        "a convolution folded to be square": _kron_with(
+            matrices=lambda given: {
+                leaf: layout and "m" + layout[1:].replace("m", "n")
+                for leaf, layout in given["matrices"].items()
+            }
+        ),
+        "vectors decay": _kron_with(
+            mask=lambda given: lambda params: jax.tree.map(lambda _: True, params)
+        ),
+        "decay after the step": kron(
+            lambda **given: optax.chain(
+                build_kron(**_without_decay(given)),
+                decay_after(given["lr"] * given["weight_decay"]),
+            )
+        ),
+        "one gradient late": kron(lambda **given: optax.chain(delayed(), build_kron(**given))),
+    },
+}
