@@ -34,19 +34,6 @@ def _gradient_of_a_quartic(params: Any, gradients: Any, step: jax.Array) -> dict
     return {"grad_fn": lambda params: jax.tree.map(cube, params)}
 
 
-_RMS = optim.BiasRMSNorm(0.5)
-
-
-def _previous_gradient(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
-    del params, step
-    return {"previous_gradient": jax.tree.map(lambda g: g / 2, gradients)}
-
-
-def _grad_fn(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
-    del params, gradients, step
-    return {"grad_fn": lambda params: jax.tree.map(lambda p: p / 2, params)}
-
-
 def _key(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
     del params, gradients
     return {"key": jax.random.fold_in(jax.random.key(3), step)}
@@ -209,29 +196,9 @@ ROWS: tuple[Row, ...] = (
         state_bytes=4,
     ),
     Row("scale_by_scion", lambda rate: optim.scale_by_scion(0.9, dtype=None), state_bytes=4),
-    Row(
-        "scion, unconstrained, column norms, without momentum",
-        lambda rate: optim.scion(
-            rate,
-            norms={".*(kernel|empty)": optim.ColumnNorm(), "(?!.*(kernel|empty)).*": _RMS},
-            unconstrained=True,
-        ),
-        state_bytes=0,
-    ),
     Row("mars", lambda rate: optim.mars(rate, weight_decay=0.1), state_bytes=12),
     Row("scale_by_mars", lambda rate: optim.scale_by_mars(), state_bytes=12),
-    Row(
-        "mars, lion",
-        lambda rate: optim.mars(rate, form="lion", optimize_1d=True),
-        state_bytes=8,
-    ),
     Row("mars, shampoo", lambda rate: optim.mars(rate, form="shampoo", dtype=None), state_bytes=8),
-    Row(
-        "mars, exact, amsgrad",
-        lambda rate: optim.mars(rate, approximate=False, amsgrad=True),
-        extras=_previous_gradient,
-        state_bytes=12,
-    ),
     Row(
         "with_previous_gradient",
         lambda rate: optim.with_previous_gradient(
