@@ -18,7 +18,7 @@ from experiments.models.decoder import SIZES, Decoder
 from experiments.tasks.language import LanguageModel
 from optim import BiasRMSNorm, SignNorm, SpectralNorm
 
-SCHEDULE = Schedule("wsd_schedule", {"warmup_steps": 50, "decay_steps": 0.5})
+SCHEDULE = Schedule("wsd_schedule", {"warmup_steps": 0.1, "decay_steps": 0.5})
 KERNELS = "blocks/(attention|feedforward)/.*/kernel"
 # The scales of the layers are stacked, but are no matrices.
 MATRICES = {KERNELS: "b m n", "(blocks/.*|norm)/scale|embed/embedding": None}
