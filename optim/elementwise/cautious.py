@@ -101,10 +101,10 @@ def cautious(
 
 def _turns_around(inner: optax.GradientTransformationExtraArgs) -> bool:
     """Whether two steps of `inner` along a gradient of ones go down it, as far as can be known."""
-    ones = jnp.ones((2, 2), jnp.float32)
     try:
         # Two, since the first rate of a schedule may be zero.
         with jax.ensure_compile_time_eval():
+            ones = jnp.ones((2, 2), jnp.float32)
             state = inner.init(ones)
             if any(_is_key(leaf) for leaf in jax.tree.leaves(state)):
                 return False

@@ -76,6 +76,19 @@ def _no_scalars(params: Any) -> Any:
     return jax.tree.map(lambda p: p.ndim > 0, params)
 
 
+_RMS = optim.BiasRMSNorm(0.5)
+
+
+def _previous_gradient(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
+    del params, step
+    return {"previous_gradient": jax.tree.map(lambda g: g / 2, gradients)}
+
+
+def _grad_fn(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
+    del params, gradients, step
+    return {"grad_fn": lambda params: jax.tree.map(lambda p: p / 2, params)}
+
+
 # A row named as a public function of optim stands for it.
 ROWS: tuple[Row, ...] = (
     Row("lion", lambda rate: optim.lion(rate, weight_decay=0.1), state_bytes=4),
@@ -260,6 +273,26 @@ ROWS: tuple[Row, ...] = (
         "scion, unconstrained, without momentum",
         lambda rate: optim.scion(rate, unconstrained=True, dtype=None),
         state_bytes=0,
+    ),
+    Row(
+        "scion, unconstrained, column norms, without momentum",
+        lambda rate: optim.scion(
+            rate,
+            norms={".*(kernel|empty)": optim.ColumnNorm(), "(?!.*(kernel|empty)).*": _RMS},
+            unconstrained=True,
+        ),
+        state_bytes=0,
+    ),
+    Row(
+        "mars, lion",
+        lambda rate: optim.mars(rate, form="lion", optimize_1d=True),
+        state_bytes=8,
+    ),
+    Row(
+        "mars, exact, amsgrad",
+        lambda rate: optim.mars(rate, approximate=False, amsgrad=True),
+        extras=_previous_gradient,
+        state_bytes=12,
     ),
     Row(
         "optax.chain(clip_by_global_norm, adamw)",
