@@ -13,7 +13,7 @@ import pytest
 from .__main__ import killed_by, main
 from .adapters import ADAPTERS, MUTANTS, tolerance
 from .recording import Recording, load
-from .replay import AdapterError, Pair, call, compare, open_loop, replay, transposed
+from .replay import AdapterError, Pair, call, compare, open_loop, replay, step_by_step, transposed
 
 HERE = pathlib.Path(__file__).parent
 TRAJECTORIES = HERE / "trajectories"
@@ -117,6 +117,27 @@ def test_hyper_parameters_that_do_not_fit_are_an_error(hyper):
     recording = Recording("sgd__case", "sgd", hyper, {}, {})
     with pytest.raises(AdapterError, match=r"the adapter of sgd is .*(nesterov|lr)"):
         call(lambda lr: optax.sgd(lr), recording)
+
+
+def test_step_by_step_takes_a_float32_number_for_all_that_round_to_it():
+    """Roundings do not add up; one that is off by the next number is noticed."""
+    start, g = np.full(2, 1.3, np.float32), np.full((50, 2), 0.7, np.float32)
+    recorded = np.empty_like(g)
+    for t, before in enumerate([start, *recorded[:-1]]):
+        recorded[t] = before - np.float32(1e-3) * g[t]
+    adapter = step_by_step(lambda lr: optax.sgd(lr))
+
+    def error(p):
+        arrays = {"p0/w": start, "g/w": g, "p/w": p}
+        recording = Recording("sgd__case", "sgd", {"lr": 1e-3}, {}, arrays)
+        return replay(recording, adapter, 1e-7).error
+
+    assert error(recorded) < 1e-7
+    wrong = recorded.copy()
+    wrong[20, 1] = np.nextafter(wrong[20, 1], np.float32(2))
+    assert error(wrong) > 1e-6
+    wrong[20, 1] = np.nan
+    assert np.isnan(error(wrong))
 
 
 # The command.

@@ -148,3 +148,44 @@ def test_norm_is_that_of_all_leaves_together_whatever_their_dtypes():
         assert float(trees.norm(tree)) == np.float32(24**0.5)
         assert float(trees.norm({})) == 0.0
     assert float(trees.norm(jnp.full(300, 1.0, jnp.bfloat16))) == np.float32(300**0.5)
+
+
+def test_bias_correction_is_exact_to_float32():
+    steps = np.array([1, 2, 10, 100, 10_000])
+    for decay in (0.9, 0.999, 0.9999):
+        ours = [trees.bias_correction(decay, jnp.int32(t), jnp.dtype("float32")) for t in steps]
+        np.testing.assert_allclose(ours, 1 - decay**steps, rtol=5e-7)
+    assert trees.bias_correction(0.0, jnp.int32(1), jnp.dtype("float32")) == 1
+    traced = jax.jit(lambda b: trees.bias_correction(b, jnp.int32(3), jnp.dtype("float32")))
+    np.testing.assert_allclose(traced(0.5), 0.875, rtol=1e-6)
+    assert traced(0.0) == 1
+
+
+def test_trust_ratio_is_one_without_a_norm():
+    three, zero = jnp.array([3.0, 4.0]), jnp.zeros(2)
+    assert trees.trust_ratio(three, 2 * three) == 2 and trees.trust_ratio(three, three, 0.5) == 0.5
+    assert trees.trust_ratio(zero, three, 0.5) == trees.trust_ratio(three, zero, 0.5) == 1
+    assert jax.grad(lambda u: trees.trust_ratio(u, three))(three).tolist() == pytest.approx(
+        [-3 / 25, -4 / 25]
+    )
+
+
+def test_masks_are_spread_over_the_tree():
+    tree = {"a": [1.0, 2.0], "b": 3.0, "none": None, "masked": optax.MaskedNode()}
+    everything = {"a": [True, True], "b": True, "none": None, "masked": optax.MaskedNode()}
+    assert trees.mask_like(tree, None) == trees.mask_like(tree, True) == everything
+    prefix = {"a": False, "b": True, "none": False, "masked": True}
+    chosen = {**everything, "a": [False, False]}
+    assert trees.mask_like(tree, prefix) == trees.mask_like(tree, lambda _: prefix) == chosen
+
+
+def test_decay_is_added_in_float32_where_the_mask_and_a_gradient_are():
+    params = {name: jnp.full(2, 3.015625, jnp.bfloat16) for name in "abc"}
+    mask = {"a": True, "b": True, "c": False}
+    tx = trees.add_decayed_weights(lambda step: 0.1 * (step + 1), mask)
+    gradients = {"a": jnp.ones(2), "b": None, "c": jnp.ones(2)}
+    updates, state = tx.update(gradients, tx.init(params), params)
+    np.testing.assert_allclose(updates["a"], 1 + 0.1 * 3.015625, rtol=1e-6)
+    assert updates["b"] is None and updates["c"].tolist() == [1, 1]
+    updates, _ = tx.update(gradients, state, params)
+    np.testing.assert_allclose(updates["a"], 1 + 0.2 * 3.015625, rtol=1e-6)

@@ -83,7 +83,8 @@ def test_stacked_layers_equal_a_list_of_them():
 
 
 def transformer():
-    d, names = 8, {}
+    d = 8
+    names: dict[str, tuple[int, ...]] = {}
     names["embed/embedding"] = (10, d)
     names["embed_out/kernel"] = (d, 10)
     for name in ("query", "value"):
