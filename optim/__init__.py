@@ -120,6 +120,12 @@ from optim.matrix.scion import (
     scion,
     scion_init,
 )
+from optim.matrix.soap import (
+    ScaleBySoapState,
+    SoapStack,
+    scale_by_soap,
+    soap,
+)
 from optim.quantized.stochastic_rounding import (
     apply_updates,
     stochastic_round,
@@ -160,8 +166,10 @@ __all__ = [
     "ScaleByMarsState",
     "ScaleByMuonState",
     "ScaleByScionState",
+    "ScaleBySoapState",
     "ScheduleFreeState",
     "SignNorm",
+    "SoapStack",
     "SpectralConvNorm",
     "SpectralNorm",
     "TransportedParamsState",
@@ -212,12 +220,14 @@ __all__ = [
     "scale_by_muon",
     "scale_by_normalized_gradient",
     "scale_by_scion",
+    "scale_by_soap",
     "schedule_free",
     "schedule_free_adamw",
     "schedule_free_radam",
     "schedule_free_sgd",
     "scion",
     "scion_init",
+    "soap",
     "stochastic_round",
     "transported_params",
     "update_probability_schedule",

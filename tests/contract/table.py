@@ -11,6 +11,7 @@ import optim
 from optim.matrices import with_auxiliary
 
 from .harness import KERNEL, Row
+from .harness import Row
 
 
 def _clipped_adamw(rate: Any) -> optax.GradientTransformation:
@@ -87,6 +88,30 @@ def _previous_gradient(params: Any, gradients: Any, step: jax.Array) -> dict[str
 def _grad_fn(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
     del params, gradients, step
     return {"grad_fn": lambda params: jax.tree.map(lambda p: p / 2, params)}
+
+
+# Two moments, two factors and their bases; KERNEL is not square, whose 24 bytes would be 8 + 16.
+_SOAP_BYTES = 8 + 8 * (KERNEL[0] / KERNEL[1] + KERNEL[1] / KERNEL[0])
+
+
+def _full_rank_basis(factor: jax.Array) -> jax.Array:
+    """The first factor of a long side has a null space, whose basis rounding would choose."""
+    spread = jnp.arange(factor.shape[-1], dtype=factor.dtype)
+    return jnp.linalg.eigh(factor + jnp.diag(spread))[1]
+
+
+def _soap(rate: Any) -> optax.GradientTransformation:
+    return optim.soap(rate, weight_decay=0.1, frequency=1, initial_basis=_full_rank_basis)
+
+
+def _scale_by_soap(rate: Any) -> optax.GradientTransformation:
+    del rate
+    return optim.scale_by_soap(initial_basis=_full_rank_basis)
+
+
+def _step_key(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
+    del params, gradients
+    return {"key": jax.random.fold_in(jax.random.key(3), step)}
 
 
 # A row named as a public function of optim stands for it.
@@ -294,6 +319,8 @@ ROWS: tuple[Row, ...] = (
         extras=_previous_gradient,
         state_bytes=12,
     ),
+    Row("soap", _soap, state_bytes=_SOAP_BYTES),
+    Row("scale_by_soap", _scale_by_soap, state_bytes=_SOAP_BYTES),
     Row(
         "optax.chain(clip_by_global_norm, adamw)",
         _clipped_adamw,
