@@ -11,7 +11,6 @@ import optim
 from optim.matrices import with_auxiliary
 
 from .harness import KERNEL, Row
-from .harness import Row
 
 
 def _clipped_adamw(rate: Any) -> optax.GradientTransformation:
