@@ -20,8 +20,9 @@ from optim import BiasRMSNorm, SignNorm, SpectralNorm
 
 SCHEDULE = Schedule("wsd_schedule", {"warmup_steps": 0.1, "decay_steps": 0.5})
 KERNELS = "blocks/(attention|feedforward)/.*/kernel"
-# The scales of the layers are stacked, but are no matrices.
-MATRICES = {KERNELS: "b m n", "(blocks/.*|norm)/scale|embed/embedding": None}
+# The scales of the layers are stacked, but are no matrices; the embedding is none to Muon.
+KERNELS_ALONE = {KERNELS: "b m n", "(blocks/.*|norm)/scale": None, "embed/embedding": None}
+MATRICES = {**KERNELS_ALONE, "embed/embedding": "m n"}
 # Radii of its authors' GPT; the embedding is the head as well, and the scales begin on their ball.
 NORMS = {
     KERNELS: SpectralNorm(scale=50.0),
@@ -32,13 +33,13 @@ REST = Optimizer("optax.adamw", 8e-3, SCHEDULE, kwargs={"b1": 0.9, "b2": 0.98, "
 OPTIMIZERS = {
     "adamw": Optimizer("optax.adamw", 8e-3, kwargs={"b2": 0.98, "weight_decay": 0.1}),
     "lion": Optimizer("lion", 2e-3, kwargs={"b2": 0.95, "weight_decay": 0.7}),
-    "mars": Optimizer("mars", 8e-3, kwargs={"weight_decay": 0.1}),
+    "mars": Optimizer("mars", 8e-3, kwargs={"matrices": MATRICES, "weight_decay": 0.1}),
     "muon": Optimizer(
-        "muon", 16e-3, kwargs={"matrices": MATRICES, "auxiliary": REST, "weight_decay": 0.1}
+        "muon", 16e-3, kwargs={"matrices": KERNELS_ALONE, "auxiliary": REST, "weight_decay": 0.1}
     ),
     "scion": Optimizer("scion", 5e-4, kwargs={"norms": NORMS, "matrices": MATRICES}),
     "soap": Optimizer("soap", 8e-3, kwargs={"matrices": MATRICES, "weight_decay": 0.1}),
-    "kron": Optimizer("kron", 2e-3, kwargs={"weight_decay": 0.7}),
+    "kron": Optimizer("kron", 2e-3, kwargs={"matrices": MATRICES, "weight_decay": 0.7}),
 }
 
 
@@ -47,13 +48,15 @@ def get_config(name: str = "adamw") -> Config:
         raise UserError(f"optimizers.py:{name}: accepted: {', '.join(OPTIMIZERS)}.")
     optimizer = copy.deepcopy(OPTIMIZERS[name])
     optimizer = dataclasses.replace(optimizer, schedule=copy.deepcopy(SCHEDULE), clip_norm=1.0)
+    if name not in ("muon", "scion"):  # Muon decays its matrices alone, Scion by its own rule
+        optimizer.weight_decay_multipliers = ((".*/scale", 0.0),)
     return Config(
         task=LanguageModel(length=128, model=Decoder(**SIZES["0.4m"])),
-        steps=500,
+        steps=400,
         batch_size=8,
         optimizer=optimizer,
         log_every=50,
-        evaluate_every=500,
-        checkpoint_every=500,
+        evaluate_every=400,
+        checkpoint_every=400,
         keep_checkpoints=1,
     )
