@@ -358,6 +358,8 @@ def _adam_part(subspace: Subspace, x: jax.Array, correction: jax.Array, eps: jax
 
 def _rest(basis: jax.Array, x: jax.Array, eps: jax.Array, dtype: DTypeLike) -> jax.Array:
     """What Newton-Schulz makes of x outside the basis, of root mean square 1, or 0 of nothing."""
+    if basis.shape[-1] == basis.shape[-2]:
+        return jnp.zeros_like(x)
     rest = x - basis @ (basis.mT @ x)
     noise = 32 * jnp.finfo(x.dtype).eps * _norm(x)
     rest = jnp.where(_norm(rest) > noise, rest, 0)
