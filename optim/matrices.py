@@ -282,21 +282,52 @@ def momentum_like(params: Any, dtype: DTypeLike | None = None) -> Any:
 
 def stack(group: Group, leaves: Sequence[Any], dtype: DTypeLike | None = None) -> jax.Array:
     """The group's matrices, (batch, m, n), in `dtype` or the group's."""
-    parts = [
-        to_matrices(trees.as_dtype(leaves[x.position], jnp.dtype(dtype or group.dtype)), x.axes)
-        for x in group.members
-    ]
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+    wanted = jnp.dtype(dtype or group.dtype)
+    parts = [to_matrices(trees.as_dtype(leaves[x.position], wanted), x.axes) for x in group.members]
+    if len(parts) == 1 or not _one_kernel_for_all_slices():
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+    # A concatenation is one kernel with a branch a part, and holds more stacks at a time.
+    stacked, start = jnp.zeros(group.shape, wanted), 0
+    for part in parts:
+        stacked = jax.lax.dynamic_update_slice_in_dim(stacked, part, _hidden(start, part), 0)
+        start += part.shape[0]
+    return stacked
 
 
 def unstack(group: Group, stacked: jax.Array, leaves: Sequence[Any]) -> list[Any]:
     """`leaves` with the group's members replaced by their slices of `stacked`."""
     leaves, start = list(leaves), 0
+    hide = len(group.members) > 1 and _one_kernel_for_all_slices()
     for x in group.members:
-        part = jax.lax.slice_in_dim(stacked, start, start + x.axes.shape[0])
+        count = x.axes.shape[0]
+        if hide:
+            part = jax.lax.dynamic_slice_in_dim(stacked, _hidden(start, stacked), count)
+        else:
+            part = jax.lax.slice_in_dim(stacked, start, start + count)
         leaves[x.position] = from_matrices(part, x.axes, x.shape)
-        start += x.axes.shape[0]
+        start += count
     return leaves
+
+
+def _one_kernel_for_all_slices() -> bool:
+    """Whether `stack` and `unstack` hide where slices begin.
+
+    A CPU compiles a kernel for each beginning that it knows, which for a list of layers takes
+    longer than all else. Under a mesh, which may be that of another machine, the partitioner has to
+    know them.
+    """
+    return jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().empty
+
+
+def _hidden(start: int, x: jax.Array) -> jax.Array:
+    """`start`, in a way that the compiler cannot see through.
+
+    The sign of some number chooses between two entries that are both `start`; without the third,
+    which nothing chooses, the compiler would notice.
+    """
+    positive = (x[(0,) * x.ndim] > 0).astype(jnp.int32)
+    entries = jnp.array([start, start, -1], jnp.int32)
+    return jax.lax.dynamic_index_in_dim(entries, positive, keepdims=False)
 
 
 def in_chunks(kernel: Callable[..., Any], chunk: int | None = None) -> Callable[..., Any]:

@@ -1,6 +1,7 @@
 """Layouts, groups, stacks, chunks."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -173,3 +174,44 @@ def test_chunks_of_a_tree_that_is_overwritten_and_one_that_is_read(chunk):
     expected = kernel(x, y)
     np.testing.assert_array_equal(ours["a"], expected["a"])
     np.testing.assert_array_equal(ours["b"], expected["b"])
+
+
+def test_a_cpu_program_has_one_kernel_for_all_slices_of_a_shape():
+    """Where a slice begins is no constant: whatever the compiler makes of one, serves them all."""
+    leaves = [jnp.full((4, 6), float(i)) for i in range(5)]
+    (group,) = matrices.group_matrices("muon", leaves)
+
+    def there_and_back(leaves):
+        return matrices.unstack(group, 2 * matrices.stack(group, leaves), leaves)
+
+    compiled = jax.jit(there_and_back).lower(leaves).compile()
+    for i, leaf in enumerate(compiled(leaves)):
+        np.testing.assert_array_equal(leaf, 2.0 * i)
+    text = compiled.as_text() or ""
+    assert "dynamic-slice(" in text and "concatenate(" not in text
+    assert {*re.findall(r"slice=\{\[(\d+):", text)} <= {"0"}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 0.0])
+def test_slices_begin_where_they_should_whatever_the_numbers(value):
+    leaves = [jnp.full((2, 3), value), jnp.ones((3, 2)), jnp.full((2, 3), 2.0)]
+    (group,) = matrices.group_matrices("muon", leaves)
+    stacked = jax.jit(lambda leaves: matrices.stack(group, leaves))(leaves)
+    back = jax.jit(lambda x: matrices.unstack(group, x, leaves))(stacked)
+    assert stacked.shape == group.shape
+    for leaf, expected in zip(back, leaves, strict=True):
+        np.testing.assert_array_equal(leaf, expected)
+
+
+def test_slices_of_a_batch_of_stacks():
+    """As a batch of learning rates makes them; the sign that hides them differs within the batch."""
+    leaves = [jnp.array([[[1.0, 2.0]], [[-1.0, -2.0]]]) + i for i in range(3)]
+    (group,) = matrices.group_matrices("muon", [leaf[0] for leaf in leaves])
+
+    def there_and_back(leaves):
+        return matrices.unstack(group, 2 * matrices.stack(group, leaves), leaves)
+
+    with jax.numpy_dtype_promotion("strict"):
+        back = jax.vmap(there_and_back)(leaves)
+    for ours, leaf in zip(back, leaves, strict=True):
+        np.testing.assert_array_equal(ours, 2 * leaf)
