@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from experiments import benchmarks
-from experiments.benchmarks.harness import LIMIT, compare
+from experiments.benchmarks.harness import LIMIT, compare, compile_candidate
 from experiments.environment import environment
 from experiments.registry import choose, entries, listing
 from experiments.table import table
@@ -54,6 +54,15 @@ def ratio(record: Mapping[str, Any], peer: str) -> str:
 def report(result: Mapping[str, Any]) -> str:
     """The measurements as a table, under what they are and where they were taken."""
     reference, place = result["reference"], result["environment"]
+    compiled = [
+        [
+            name,
+            f"{facts['compile_seconds']:.2f}",
+            mebibytes(facts["temporary_bytes"]),
+            mebibytes(facts["argument_bytes"]),
+        ]
+        for name, facts in result["compiled_only"].items()
+    ]
     header = [
         "candidate",
         "median ms [quartiles]",
@@ -89,6 +98,7 @@ def report(result: Mapping[str, Any]) -> str:
             f"{result['repeats']} rounds" + (", quick" if result["quick"] else ""),
             table(header, rows),
             "Ratios: of medians; median [quartiles] of the ratios within rounds.",
+            *([table(["only compiled", *header[4:7]], compiled)] if compiled else []),
         ]
     )
 
@@ -113,15 +123,20 @@ def main(argv: list[str]) -> int:
             status = max(status, run_python([*command, *quick]))
             continue
         comparison = module.candidates(arguments.quick)
+        repeats = min(arguments.repeats, comparison.most_repeats or arguments.repeats)
         result = {
             "name": name,
             "what": dict(listing(chosen))[name],
             "quick": arguments.quick,
-            "repeats": arguments.repeats,
+            "repeats": repeats,
             "reference": comparison.reference,
             "ideal_bytes": comparison.ideal_bytes,
             "environment": environment(),
-            "candidates": compare(comparison, arguments.repeats),
+            "candidates": compare(comparison, repeats),
+            "compiled_only": {
+                name: compile_candidate(build()).facts
+                for name, build in comparison.compiled_only.items()
+            },
         }
         file = output / f"{name}.json"
         file.write_text(json.dumps(result, indent=2) + "\n")

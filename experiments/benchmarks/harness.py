@@ -38,6 +38,9 @@ class Comparison(NamedTuple):
     candidates: Mapping[str, Callable[[], Candidate]]
     reference: str  # the candidate that the others are divided by
     ideal_bytes: int | None  # memory traffic that no implementation can avoid; None: no limit
+    most_repeats: int | None = None  # rounds that are enough where one takes long; None: no limit
+    # Too long to run: only what the compiler tells. Carry and inputs may be abstract.
+    compiled_only: Mapping[str, Callable[[], Candidate]] = {}
 
 
 class Compiled(NamedTuple):

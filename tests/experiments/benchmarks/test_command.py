@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import benchmarks, registry
-from experiments.benchmarks import command, lion
+from experiments.benchmarks import command, harness, lion
 from experiments.config import UserError
 
 ENTRIES = registry.entries(benchmarks, "candidates")
@@ -64,3 +64,25 @@ def test_both_lions_take_the_same_step():
 def test_the_tree_has_the_parameters_that_the_docstring_says():
     comparison = lion.candidates(quick=False)
     assert comparison.ideal_bytes / lion.BYTES_PER_PARAMETER == pytest.approx(50e6, rel=0.02)
+
+
+def test_an_entry_may_bound_its_rounds_and_have_programs_that_are_not_run(
+    tmp_path, capsys, monkeypatch
+):
+    abstract = jax.ShapeDtypeStruct((3,), jnp.float32)
+
+    def small(quick):
+        return harness.Comparison(
+            {"run": lambda: harness.Candidate(jnp.add, jnp.zeros(3), jnp.ones(3))},
+            reference="run",
+            ideal_bytes=None,
+            most_repeats=2,
+            compiled_only={"not run": lambda: harness.Candidate(jnp.add, abstract, abstract)},
+        )
+
+    monkeypatch.setattr(lion, "candidates", small)
+    assert command.main(["lion", "--output", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "lion.json").read_text())
+    assert record["repeats"] == 2 and len(record["candidates"]["run"]["seconds"]) == 2
+    assert record["compiled_only"]["not run"]["argument_bytes"] == 24
+    assert "not run" in capsys.readouterr().out
