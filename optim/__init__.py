@@ -120,6 +120,11 @@ from optim.matrix.scion import (
     scion,
     scion_init,
 )
+from optim.matrix.shampoo import (
+    ScaleByShampooState,
+    scale_by_shampoo,
+    shampoo,
+)
 from optim.matrix.soap import (
     ScaleBySoapState,
     SoapStack,
@@ -166,6 +171,7 @@ __all__ = [
     "ScaleByMarsState",
     "ScaleByMuonState",
     "ScaleByScionState",
+    "ScaleByShampooState",
     "ScaleBySoapState",
     "ScheduleFreeState",
     "SignNorm",
@@ -220,6 +226,7 @@ __all__ = [
     "scale_by_muon",
     "scale_by_normalized_gradient",
     "scale_by_scion",
+    "scale_by_shampoo",
     "scale_by_soap",
     "schedule_free",
     "schedule_free_adamw",
@@ -227,6 +234,7 @@ __all__ = [
     "schedule_free_sgd",
     "scion",
     "scion_init",
+    "shampoo",
     "soap",
     "stochastic_round",
     "transported_params",

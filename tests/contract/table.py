@@ -113,6 +113,21 @@ def _step_key(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
     return {"key": jax.random.fold_in(jax.random.key(3), step)}
 
 
+# Two factors and two roots, 4 bytes each, a parameter of a square matrix; one is not.
+_SHAMPOO_BYTES = 4 + 8 * (KERNEL[0] / KERNEL[1] + KERNEL[1] / KERNEL[0])
+
+
+def _scale_by_shampoo(rate: Any) -> optax.GradientTransformation:
+    del rate
+    # The authors' eps, 1e-12, multiplies rounding where there is no gradient yet by 1000.
+    return optim.scale_by_shampoo(b2=0.99, eps=1e-3)
+
+
+def _shampoo(rate: Any) -> optax.GradientTransformation:
+    squares = optax.scale_by_rms(0.99, eps=1e-8)
+    return optim.shampoo(rate, eps=1e-3, frequency=2, grafting=squares, weight_decay=0.1)
+
+
 # A row named as a public function of optim stands for it.
 ROWS: tuple[Row, ...] = (
     Row("lion", lambda rate: optim.lion(rate, weight_decay=0.1), state_bytes=4),
@@ -320,6 +335,8 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("soap", _soap, state_bytes=_SOAP_BYTES),
     Row("scale_by_soap", _scale_by_soap, state_bytes=_SOAP_BYTES),
+    Row("shampoo", _shampoo, state_bytes=_SHAMPOO_BYTES + 4),
+    Row("scale_by_shampoo", _scale_by_shampoo, state_bytes=_SHAMPOO_BYTES),
     Row(
         "optax.chain(clip_by_global_norm, adamw)",
         _clipped_adamw,
