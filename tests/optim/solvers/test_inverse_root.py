@@ -1,4 +1,4 @@
-"""Inverse roots: against NumPy's eigenvalues, where the condition is bad, where there is no rank."""
+"""Inverse roots: against NumPy's eigenvalues, with a bad condition, without full rank."""
 
 import jax
 import jax.numpy as jnp
