@@ -74,7 +74,7 @@ class SoapStack(NamedTuple):
 class ScaleBySoapState(NamedTuple):
     """State of `scale_by_soap`."""
 
-    count: jax.Array  # (), int32: gradients seen
+    step: jax.Array  # (), int32: gradients seen, the first of which moves nothing
     stacks: dict[str, SoapStack]  # group by shape -> its state
     mu: optax.Updates  # like the parameters, float32 or wider: m of Adam's leaves, else None
     nu: optax.Updates  # like the parameters, float32 or wider: v of Adam's leaves, else None
@@ -83,7 +83,7 @@ class ScaleBySoapState(NamedTuple):
 class DecayAfterState(NamedTuple):
     """State of the weight decay of `soap`."""
 
-    count: jax.Array  # (), int32: steps, the first of which does not decay
+    step: jax.Array  # (), int32: steps made, the first of which does not decay
 
 
 class _Rule(NamedTuple):
@@ -187,7 +187,8 @@ def scale_by_soap(
             count += mats.padding(count, mesh_axis)
             first = _first_stack((count, *sizes), group.dtype, has_basis)
             stacks[group.name] = _placed(first, mesh_axis, column_axis)
-        leaves, structure = jax.tree.flatten(params)
+        structure: Any = jax.tree.structure(params)
+        leaves = jax.tree.leaves(params)
         rest = structure.unflatten(_without(groups, leaves))
         mu, nu = trees.zeros_like(rest), trees.zeros_like(rest)
         return ScaleBySoapState(jnp.zeros([], jnp.int32), stacks, mu, nu)
@@ -211,7 +212,7 @@ def scale_by_soap(
         structure: Any = jax.tree.structure(tree)
         gradients = structure.flatten_up_to(updates)
         rest = structure.unflatten(_without(groups, gradients))
-        plain = functools.partial(_adam_step, count=state.count, rule=rule)
+        plain = functools.partial(_adam_step, count=state.step, rule=rule)
         plain_updates, (mu, nu) = trees.map_leaves(plain, rest, (state.mu, state.nu))
         leaves, stacks = structure.flatten_up_to(plain_updates), {}
         for group in groups:
@@ -220,14 +221,14 @@ def scale_by_soap(
             g = mats.gather_matrices(_stacked(group, gradients), mesh_axis, columns)
             bases = None if given is None else _given_bases(group, given, has_basis)
             bases = jax.tree.map(lambda q: mats.gather_matrices(q, mesh_axis), bases)
-            step = functools.partial(_stack_step, count=state.count, rule=rule)
+            step = functools.partial(_stack_step, count=state.step, rule=rule)
             u, new = mats.on_each_device(step, mesh_axis)(g, old, bases)
             new = _kept(group, gradients, _placed(new, mesh_axis, column_axis), old)
             stacks[group.name] = new
             u = mats.scatter_matrices(u, group.shape[0], mesh_axis, columns)
             leaves = mats.unstack(group, u, leaves)
         moved = [None if g is None else u for g, u in zip(gradients, leaves, strict=True)]
-        count = optax.safe_increment(state.count)
+        count = optax.safe_increment(state.step)
         return structure.unflatten(moved), ScaleBySoapState(count, stacks, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -333,13 +334,13 @@ def _decay_after(
             raise ValueError("soap: params is None; call update(gradient, state, params).")
 
         def rule(u: jax.Array, p: jax.Array, decays: jax.Array) -> tuple[jax.Array]:
-            rate = trees.value_at(learning_rate, state.count, u.dtype)
-            rate = rate * trees.value_at(weight_decay, state.count, u.dtype)
-            return (jnp.where((state.count > 0) & (decays != 0), u - rate * (p + u), u),)
+            rate = trees.value_at(learning_rate, state.step, u.dtype)
+            rate = rate * trees.value_at(weight_decay, state.step, u.dtype)
+            return (jnp.where((state.step > 0) & (decays != 0), u - rate * (p + u), u),)
 
         decays = trees.mask_like(params, mask)
         updates, _ = trees.map_leaves(rule, updates, (), params, decays)
-        return updates, DecayAfterState(optax.safe_increment(state.count))
+        return updates, DecayAfterState(optax.safe_increment(state.step))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -539,7 +540,8 @@ def _refreshed_in_place(
             return mu, nu, bases
 
         def go_on(carry: Any) -> Any:
-            return _refreshed(*carry, factors, rule.orthonormalize)
+            mu, nu, bases = carry
+            return _refreshed(mu, nu, bases, factors, rule.orthonormalize)
 
         new = jax.lax.cond(count == 0, begin, go_on, old)
         return jax.tree.map(
