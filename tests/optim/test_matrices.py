@@ -204,7 +204,7 @@ def test_slices_begin_where_they_should_whatever_the_numbers(value):
 
 
 def test_slices_of_a_batch_of_stacks():
-    """As a batch of learning rates makes them; the sign that hides them differs within the batch."""
+    """As a batch of learning rates makes them; the sign that hides them differs inside it."""
     leaves = [jnp.array([[[1.0, 2.0]], [[-1.0, -2.0]]]) + i for i in range(3)]
     (group,) = matrices.group_matrices("muon", [leaf[0] for leaf in leaves])
 
