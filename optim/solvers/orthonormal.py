@@ -31,16 +31,23 @@ import jax.numpy as jnp
 from jax.lax.linalg import EighImplementation
 
 
-def eigenbasis(a: jax.Array) -> jax.Array:
-    """Orthonormal eigenvectors of a symmetric a (..., n, n) as columns, largest value first."""
-    raised = a + 1e-30 * jnp.eye(a.shape[-1], dtype=a.dtype)
+def eigh(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Eigenvalues (..., n), smallest first, and eigenvectors as columns of a symmetric a."""
 
-    def found(a: jax.Array, implementation: EighImplementation | None = None) -> jax.Array:
-        return jax.lax.linalg.eigh(a, implementation=implementation)[0][..., ::-1]
+    def found(
+        a: jax.Array, implementation: EighImplementation | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        vectors, values = jax.lax.linalg.eigh(a, implementation=implementation)
+        return values, vectors
 
     return jax.lax.platform_dependent(
-        raised, tpu=lambda a: found(a, EighImplementation.JACOBI), default=found
+        a, tpu=lambda a: found(a, EighImplementation.JACOBI), default=found
     )
+
+
+def eigenbasis(a: jax.Array) -> jax.Array:
+    """Orthonormal eigenvectors of a symmetric a (..., n, n) as columns, largest value first."""
+    return eigh(a + 1e-30 * jnp.eye(a.shape[-1], dtype=a.dtype))[1][..., ::-1]
 
 
 def orthonormalized(x: jax.Array, basis: jax.Array) -> jax.Array:
