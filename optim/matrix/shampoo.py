@@ -69,7 +69,7 @@ _TINY = 1e-16  # added to the norm that grafting divides by
 class ScaleByShampooState(NamedTuple):
     """State of `scale_by_shampoo`."""
 
-    count: jax.Array  # (), int32: steps made
+    step: jax.Array  # (), int32: steps made
     mu: optax.Updates  # like the parameters, float32 or wider: momentum M
     # Group by shape of block -> a matrix a side (None if left out), float32 or wider:
     factors: dict[str, Factors]  # (blocks, d, d), symmetric: L, R
@@ -207,7 +207,7 @@ def scale_by_shampoo(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByShampooState]:
-        count = optax.safe_increment(state.count)
+        count = optax.safe_increment(state.step)
 
         def momentum(g: jax.Array, m: jax.Array) -> tuple[jax.Array, jax.Array]:
             d = trees.average(b3, m, g)
@@ -565,14 +565,14 @@ def _roots(
     old: Factors,
     factors: Factors,
     *,
-    scale: ArrayLike,
+    scale: jax.Array | float,
     exponents: tuple[float, ...],
     eps: ArrayLike,
     method: str,
 ) -> Factors:
     del old
     return tuple(
-        None if f is None else inverse_root.inverse_root(scale * f, 1 / e, eps=eps, method=method)
+        None if f is None else inverse_root.inverse_root(f * scale, 1 / e, eps=eps, method=method)
         for f, e in zip(factors, exponents, strict=True)
     )
 

@@ -16,7 +16,8 @@ iteration diverges. (2) A matrix also stops when it is near its root and no long
 comes nearer, since float32 does not always reach the tolerance; others of the batch go on.
 
 *Cost and accuracy.* Eigenvalues: about 9 d^3 multiplications, few of them in products, slow on an
-accelerator. Newton: 3 + log2 p products of d^3 a step, 10 to 40 steps, more the worse the
+accelerator; on a TPU Jacobi's method, since a TPU's compiler takes minutes to hours over the other
+from d = 1024 on. Newton: 3 + log2 p products of d^3 a step, 10 to 40 steps, more the worse the
 condition. Of the result for an eigenvalue w, a part of about u |A| / w is wrong by eigenvalues, and
 of 4 u |A| / (p w) by Newton: in float32, at a condition of 1e4, some 1e-4 and 1e-3. Directions
 below u |A| are noise. Newton bounds it by (4 u |A|)^(-1/p); eigenvalues, as in the authors' code,
@@ -26,8 +27,11 @@ by eps^(-1/p) alone, for eps = 1e-12 and p = 4 by 1000; u times that is lost in 
 facebookresearch/optimizers@f60660661194, distributed_shampoo/preconditioner/matrix_functions.py.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.lax.linalg import EighImplementation
 from jax.typing import ArrayLike
 
 from optim import trees
@@ -83,7 +87,18 @@ def _whole(p: float) -> int | None:
 
 
 def _by_eigenvalues(a: jax.Array, p: float, eps: jax.Array) -> jax.Array:
-    w, q = jnp.linalg.eigh(a + eps * jnp.eye(a.shape[-1], dtype=a.dtype))
+    def found(
+        a: jax.Array, implementation: EighImplementation | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        q, w = jax.lax.linalg.eigh(a, implementation=implementation)
+        return w, q
+
+    # As for the bases in `optim.solvers.orthonormal`, whose vectors come without their values.
+    w, q = jax.lax.platform_dependent(
+        a + eps * jnp.eye(a.shape[-1], dtype=a.dtype),
+        tpu=lambda a: found(a, EighImplementation.JACOBI),
+        default=found,
+    )
     least = w[..., :1]  # in ascending order
     w = jnp.where(least < eps, (w - least) + eps, w)
     return (q * (w ** (-1 / p))[..., None, :]) @ q.mT
@@ -98,11 +113,11 @@ def _by_newton(a: jax.Array, p: int, eps: jax.Array, max_steps: int, tolerance: 
     def distance(m: jax.Array) -> jax.Array:
         return jnp.abs(m - eye).max((-2, -1), keepdims=True)
 
-    def goes_on(carry: tuple[jax.Array, ...]) -> jax.Array:
+    def goes_on(carry: Any) -> jax.Array:
         *_, moves, step = carry
         return moves.any() & (step < max_steps)
 
-    def body(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def body(carry: Any) -> Any:
         x, m, error, moves, step = carry
         t = (1 + 1 / p) * eye - m / p
         new_m = jnp.linalg.matrix_power(t, p) @ m

@@ -1,7 +1,13 @@
 """Shampoo: against the equations in float64, closed forms, blocks, grafting, sides left out."""
 
 import itertools
+import json
 import math
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +17,14 @@ import pytest
 
 import optim
 
-SHAPES = {"w": (5, 3), "tall": (7, 2), "b": (4,), "s": (), "row": (1, 6)}
+ROOT = pathlib.Path(__file__).parents[3]
+SHAPES: dict[str, tuple[int, ...]] = {
+    "w": (5, 3),
+    "tall": (7, 2),
+    "b": (4,),
+    "s": (),
+    "row": (1, 6),
+}
 
 
 def draw(steps, shapes=None, seed=0):
@@ -95,7 +108,7 @@ class Block:
         return f if t < h["start"] else np.linalg.norm(f) / np.linalg.norm(u) * u
 
 
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "b1": 0.9, "b2": 1.0, "b3": 0.9, "eps": 1e-12, "frequency": 1, "start": None,
     "bias_correction": True, "most": 1024, "exponents": {}, "adam": None,
 }  # fmt: skip
@@ -121,7 +134,7 @@ def replay(gradients, **changed):
     return updates
 
 
-CASES = {
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "the authors' defaults but eps": ({"eps": 1e-6}, {}),
     "averages, rare roots, a late start, blocks": (
         {"b1": 0.8, "b2": 0.95, "b3": 0.6, "eps": 1e-3, "frequency": 2, "start": 3},
@@ -333,17 +346,53 @@ def test_defaults_are_the_authors():
     assert_close(run(optim.scale_by_shampoo(), g)[0], run(explicit, g)[0], 0)
 
 
-def test_one_mesh_axis_spreads_the_blocks():
-    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
-    gradients = jax.tree.map(jnp.float32, draw(1, {"w": (4, 6), "b": (3,)})[0])
-    plain, spread = (
-        optim.scale_by_shampoo(eps=1e-2, max_preconditioner_dim=2, mesh_axis=axis)
-        for axis in (None, "x")
+SHARDED = """
+import json, jax, jax.numpy as jnp, numpy as np, optax, optim
+from jax.sharding import NamedSharding, PartitionSpec as P
+rng = np.random.default_rng(0)
+gradients = {"w": jnp.float32(rng.normal(size=(8, 6))), "b": jnp.float32(rng.normal(size=5))}
+def run(axis, gradients):
+    tx = optim.scale_by_shampoo(
+        b2=0.9, eps=1e-2, max_preconditioner_dim=4, grafting=optax.scale_by_rms(), mesh_axis=axis
     )
-    expected, _ = plain.update(gradients, plain.init(gradients))
-    with jax.set_mesh(mesh):
-        ours, _ = jax.jit(lambda g: spread.update(g, spread.init(g)))(gradients)
-    assert_close(ours, expected, 1e-5)
+    def steps(g):
+        state = tx.init(g)
+        for _ in range(2):
+            u, state = tx.update(g, state, g)
+        return u, state
+    return jax.jit(steps)(gradients)
+alone, _ = run(None, gradients)
+mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+with jax.set_mesh(mesh):
+    spread = {name: jax.device_put(g, NamedSharding(mesh, P())) for name, g in gradients.items()}
+    spread["w"] = jax.device_put(gradients["w"], NamedSharding(mesh, P("x")))
+    ours, state = run("x", spread)
+print(json.dumps({
+    "errors": [float(abs(np.asarray(ours[k]) - np.asarray(alone[k])).max()) for k in alone],
+    "blocks": {name: x[0].shape[0] for name, x in state.roots.items()},
+    "specs": sorted({str(x.sharding.spec[0]) for x in jax.tree.leaves(state.roots)}),
+}))
+"""
+
+
+def test_blocks_spread_over_four_devices():
+    """Two blocks a group, or one, are padded to four; every device has its own."""
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"] or ""),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert max(report["errors"]) < 1e-5, report
+    names = ("4x4_float32", "2x4_float32", "4_float32", "1_float32")
+    assert report["blocks"] == dict.fromkeys(names, 4)
+    assert report["specs"] == ["x"]
 
 
 @pytest.mark.parametrize(

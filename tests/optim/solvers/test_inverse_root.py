@@ -76,9 +76,9 @@ def test_without_rank_eigenvalues_that_round_below_eps_become_eps(p):
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e6])
 def test_newton_without_rank_is_bounded_by_the_rounding_that_it_adds(rank, size):
     g = np.random.default_rng(4).normal(size=(12, rank)).astype(np.float32)
-    a = np.float32(size) * (jnp.asarray(g) @ jnp.asarray(g).T)
-    ours = np.asarray(inverse_root(a, 4, method="newton"), np.float64)
-    a = np.asarray(a, np.float64)
+    gram = np.float32(size) * (jnp.asarray(g) @ jnp.asarray(g).T)
+    ours = np.asarray(inverse_root(gram, 4, method="newton"), np.float64)
+    a = np.asarray(gram, np.float64)
     added = 4 * np.finfo(np.float32).eps * np.linalg.norm(a)
     w, q = np.linalg.eigh(a)
     seen = q[:, -rank:]
