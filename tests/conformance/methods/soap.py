@@ -5,18 +5,22 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 import optim
 
+from ..mistakes import decay_after, delayed
 from ..recording import Recording
 from ..replay import Adapter, open_loop
 
 
 def merged(shape: tuple[int, ...], longest: int) -> tuple[int, ...]:
     """Neighbouring axes as one while their product is at most `longest`."""
-    sizes, run = [], 1
+    sizes: list[int] = []
+    run = 1
     for size in shape:
         if run * size <= longest:
             run *= size
@@ -117,5 +121,49 @@ def replayed(**changes: Any) -> Adapter:
     return adapter
 
 
+def _decayed_before(lr: float, weight_decay: float, **same: Any) -> optax.GradientTransformation:
+    return optax.chain(
+        optim.scale_by_soap(**same),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(lr),
+    )
+
+
+def _decayed_always(lr: float, weight_decay: float, **same: Any) -> optax.GradientTransformation:
+    return optax.chain(optim.soap(lr, weight_decay=0.0, **same), decay_after(lr * weight_decay))
+
+
+def _uncorrected_twice(lr: float, bias_correction: bool, **same: Any) -> Any:
+    return optim.soap(lr, bias_correction=not bias_correction, **same)
+
+
+def _by_eigenvectors(x: jax.Array, basis: jax.Array) -> jax.Array:
+    return jnp.linalg.eigh(x @ basis.T)[1][:, ::-1]
+
+
 ADAPTERS: dict[str, Adapter] = {"soap": replayed()}
-MUTANTS: dict[str, dict[str, Adapter]] = {"soap": {}}
+
+MUTANTS: dict[str, dict[str, Adapter]] = {
+    "soap": {
+        "decay of what the step starts from": replayed(make=_decayed_before),
+        "decay at the first step, too": replayed(make=_decayed_always),
+        "one gradient late": replayed(
+            make=lambda lr, **same: optax.chain(delayed(), optim.soap(lr, **same))
+        ),
+        "bias correction the other way": replayed(make=_uncorrected_twice),
+        "another decay of the factors": replayed(
+            make=lambda lr, **same: optim.soap(lr, **same | {"shampoo_beta": same["b1"] / 2})
+        ),
+        "b1 and b2 exchanged": replayed(
+            make=lambda lr, b1, b2, **same: optim.soap(lr, b1=b2, b2=b1, **same)
+        ),
+        "bases sorted and never refreshed": replayed(orthonormalize=lambda x, basis: basis),
+        "eigenvectors in place of one QR step": replayed(orthonormalize=_by_eigenvectors),
+        "refreshed a step early": replayed(
+            make=lambda lr, frequency, **same: optim.soap(lr, frequency=frequency - 1, **same)
+        ),
+        "direction normalized": replayed(
+            make=lambda lr, normalize, **same: optim.soap(lr, normalize=not normalize, **same)
+        ),
+    }
+}
