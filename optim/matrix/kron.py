@@ -300,30 +300,13 @@ def kron(
             mesh_axis=mesh_axis,
             chunk=chunk,
         ),
-        _decay(weight_decay, mask),
+        trees.add_decayed_weights(weight_decay, _two_axes if mask is None else mask),
         optax.scale_by_learning_rate(learning_rate),
     )
 
 
-def _decay(
-    weight_decay: optax.ScalarOrSchedule,
-    mask: optax.Params | Callable[[optax.Params], Any] | None,
-) -> optax.GradientTransformationExtraArgs:
-    inner = trees.with_promoted_params(optax.add_decayed_weights(weight_decay, mask))
-    if mask is not None:
-        return inner
-
-    def update(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        # Zeros do not decay; a mask would stop at a gradient that is None.
-        shown = jax.tree.map(lambda p: p if jnp.ndim(p) >= 2 else jnp.zeros_like(p), params)
-        return inner.update(updates, state, shown, **extra_args)
-
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+def _two_axes(params: optax.Params) -> Any:
+    return jax.tree.map(lambda p: jnp.ndim(p) >= 2, params)
 
 
 def _check(

@@ -210,10 +210,8 @@ def test_a_missing_gradient_leaves_its_slice_of_the_state():
 
 def test_newton_schulz_in_bfloat16_is_the_default_and_near():
     g = normal(0, 8, 6)
-    default, exact = (
-        optim.scale_by_cosmos(rank=2, **dtype).update(g, optim.scale_by_cosmos(rank=2).init(g))[0]
-        for dtype in ({}, {"dtype": None})
-    )
+    methods = optim.scale_by_cosmos(rank=2), optim.scale_by_cosmos(rank=2, dtype=None)
+    default, exact = (tx.update(g, tx.init(g))[0] for tx in methods)
     assert default.dtype == jnp.float32 and 0 < float(jnp.abs(default - exact).max()) < 0.02
 
 

@@ -1,6 +1,7 @@
 """PSGD Kron: a step by hand, whitening, the counter, shapes of factors, stacks, draws, errors."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,10 @@ def key(seed=0):
 
 def never(key, count):
     return jnp.array(False)
+
+
+def third_if(on, key, count):
+    return jnp.array(on) & (count == 3)
 
 
 def updates_of(tx, params, gradients):
@@ -110,7 +115,7 @@ def test_balancing_changes_factors_and_no_update():
     gradients = jax.random.normal(key(), (4, 3, 5))
     runs = [
         updates_of(
-            optim.scale_by_kron(balance=lambda key, count, on=on: jnp.array(on) & (count == 3)),
+            optim.scale_by_kron(balance=functools.partial(third_if, on)),
             jnp.zeros((3, 5)),
             gradients,
         )
@@ -263,7 +268,11 @@ def test_wrong_arguments_are_named(arguments, message):
 
 
 def test_a_forgotten_key_shows_the_call_that_would_pass_it():
-    for arguments, what in (({}, "probe"), ({"probe": lambda key, count, tree: tree}, "balance")):
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({}, "probe"),
+        ({"probe": lambda key, count, tree: tree}, "balance"),
+    )
+    for arguments, what in cases:
         tx = optim.scale_by_kron(**arguments)
         with pytest.raises(ValueError, match=rf"kron: the default {what} draws.*key=key\)"):
             tx.update(jnp.ones(3), tx.init(jnp.ones(3)))
