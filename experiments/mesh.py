@@ -15,6 +15,8 @@ from experiments.config import Mesh as MeshConfig
 SAMPLE_AXES = ("data", "fsdp")
 MINIMUM_SHARDED_SIZE = 1024  # elements; below, the latency of a gather outweighs the memory
 
+STACK = re.compile(r"(^|/)\d+(x\d+)*_[a-z]+\d+/")  # the name of a group of optim.matrices
+
 
 def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
     """The mesh (data, fsdp, tensor) over the devices of all processes."""
@@ -63,7 +65,8 @@ def state_sharding(tree: Any, mesh: jax.sharding.Mesh, config: MeshConfig) -> An
     """A NamedSharding for each leaf of a tree of shapes, by its path and shape alone.
 
     Optimizer states keep the names of the parameters that they belong to at the end of their paths,
-    so a momentum is laid out as its parameter is, whatever the optimizer.
+    so a momentum is laid out as its parameter is, whatever the optimizer. Stacks of matrices, which
+    are kept under a name such as `768x3072_float32`, are spread by whole matrices where they can be.
     """
 
     def leaf_sharding(path: Any, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
@@ -73,9 +76,11 @@ def state_sharding(tree: Any, mesh: jax.sharding.Mesh, config: MeshConfig) -> An
             if axis is not None and leaf.shape[axis] % mesh.shape["tensor"] == 0:
                 axes[axis] = "tensor"
         fsdp = mesh.shape["fsdp"]
+        stacked = STACK.search(optim.path_string(path)) and leaf.ndim > 1
         free = [i for i in range(leaf.ndim) if axes[i] is None and leaf.shape[i] % fsdp == 0]
         if fsdp > 1 and free and leaf.size >= MINIMUM_SHARDED_SIZE:
-            axes[max(free, key=lambda i: leaf.shape[i])] = "fsdp"
+            whole = stacked and 0 in free
+            axes[0 if whole else max(free, key=lambda i: leaf.shape[i])] = "fsdp"
         return NamedSharding(mesh, P(*axes))
 
     return jax.tree.map_with_path(leaf_sharding, tree)

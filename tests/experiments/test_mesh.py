@@ -73,6 +73,17 @@ def test_a_state_is_laid_out_as_its_parameter():
     assert found["optimizer"][0]["count"] == P()
 
 
+def test_stacks_of_matrices_are_spread_whole_where_they_divide():
+    mesh = jax.sharding.AbstractMesh((2, 2, 1), ("data", "fsdp", "tensor"))
+    shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)  # noqa: E731
+    stack = {"stacks": {"64x128_float32": {"mu": shape(4, 64, 128), "odd": shape(3, 64, 128)}}}
+    found = jax.tree.map(lambda s: s.spec, state_sharding(stack, mesh, Mesh(fsdp=2)))
+    assert found["stacks"]["64x128_float32"] == {
+        "mu": P("fsdp", None, None),
+        "odd": P(None, None, "fsdp"),
+    }
+
+
 def test_a_placed_batch_holds_the_same_samples():
     batch = {"x": np.arange(12).reshape(6, 2), "y": np.arange(6)}
     placed = place_batch(batch, make_mesh(Mesh()))
