@@ -65,8 +65,8 @@ def state_sharding(tree: Any, mesh: jax.sharding.Mesh, config: MeshConfig) -> An
     """A NamedSharding for each leaf of a tree of shapes, by its path and shape alone.
 
     Optimizer states keep the names of the parameters that they belong to at the end of their paths,
-    so a momentum is laid out as its parameter is, whatever the optimizer. Stacks of matrices, which
-    are kept under a name such as `768x3072_float32`, are spread by whole matrices where they can be.
+    so a momentum is laid out as its parameter is, whatever the optimizer. Stacks of matrices, kept
+    under a name such as `768x3072_float32`, are spread by whole matrices where these divide.
     """
 
     def leaf_sharding(path: Any, leaf: jax.ShapeDtypeStruct) -> NamedSharding:

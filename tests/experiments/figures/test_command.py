@@ -20,7 +20,14 @@ def test_targets_are_found_by_what_they_define():
     assert not {"command", "target"} & set(TARGETS)
 
 
-@pytest.mark.parametrize("name", sorted(TARGETS))
+# Its runs are processes of their own, each of which compiles.
+SLOW = ("decoder_optimizers",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in sorted(TARGETS)],
+)
 def test_quick_run_writes_data_figure_and_verdict(name, tmp_path, capsys):
     assert command.main([name, "--quick", "--output", str(tmp_path)]) == 0
     record = json.loads((tmp_path / f"{name}.json").read_text())
