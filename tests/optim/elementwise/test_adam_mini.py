@@ -10,17 +10,7 @@ import pytest
 
 import optim
 
-
-def run(tx, params, gradients):
-    @jax.jit
-    def step(params, state, g):
-        updates, state = tx.update(g, state, params)
-        return optim.apply_updates(params, updates), state
-
-    state = tx.init(params)
-    for g in gradients:
-        params, state = step(params, state, g)
-    return params, state
+from ..running import run_jitted as run
 
 
 def test_first_two_steps_by_hand():

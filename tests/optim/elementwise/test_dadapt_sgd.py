@@ -10,20 +10,7 @@ import pytest
 
 import optim
 
-
-def run(tx, params, gradients):
-    state = tx.init(params)
-    for g in gradients:
-        updates, state = tx.update(g, state, params)
-        params = optim.apply_updates(params, updates)
-    return params, state
-
-
-def random_gradients(steps=6):
-    rng = np.random.default_rng(0)
-    drawn = [(rng.normal(1.0, size=(3, 4)), rng.normal(size=4)) for _ in range(steps)]
-    return [{"w": jnp.asarray(w, "float32"), "b": jnp.asarray(b, "float32")} for w, b in drawn]
-
+from ..running import random_gradients, run
 
 PARAMS = {"w": jnp.ones((3, 4)), "b": jnp.zeros(4)}
 

@@ -8,13 +8,7 @@ import pytest
 
 import optim
 
-
-def run(tx, params, gradients):
-    state = tx.init(params)
-    for g in gradients:
-        updates, state = tx.update(g, state, params)
-        params = optim.apply_updates(params, updates)
-    return params, state
+from ..running import run
 
 
 def test_first_two_steps_by_hand():
