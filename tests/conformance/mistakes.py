@@ -75,3 +75,8 @@ def decay_by_new_d(build: Callable[..., Any]) -> Adapter:
         return optax.GradientTransformation(inner.init, update)
 
     return open_loop(make)
+
+
+def without_decay(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with no weight decay, for mutants that decay in a way of their own."""
+    return {**given, "weight_decay": 0.0}

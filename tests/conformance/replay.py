@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -158,6 +159,11 @@ def flipped(value: np.ndarray, leading: int, rank: int) -> np.ndarray:
         return value
     order = [*range(2, rank), 1, 0]
     return value.transpose([*range(leading), *(leading + axis for axis in order)])
+
+
+def rules_of(layouts: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Layouts by the names of leaves, as rules for their paths."""
+    return {re.escape(leaf): layout for leaf, layout in layouts.items()}
 
 
 def call(build: Callable[..., Any], recording: Recording) -> Any:

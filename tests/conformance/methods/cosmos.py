@@ -1,7 +1,6 @@
 """COSMOS."""
 
 import functools
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,14 +9,9 @@ import optax
 
 import optim
 
-from ..mistakes import decay_after, delayed
+from ..mistakes import decay_after, delayed, without_decay
 from ..recording import Recording
-from ..replay import Adapter, Pair, open_loop
-
-
-def _matrices_of(layouts: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Layouts by the names of leaves, as rules for their paths."""
-    return {re.escape(leaf): layout for leaf, layout in layouts.items()}
+from ..replay import Adapter, Pair, open_loop, rules_of
 
 
 def build_cosmos(
@@ -37,7 +31,7 @@ def cosmos(build: Callable[..., Any]) -> Adapter:
     def adapter(recording: Recording, dtype: Any) -> Mapping[str, Pair]:
         ranks = {leaf: value.ndim for leaf, value in recording.tree("p0").items()}
         layouts = {leaf: "n m" if rank == 2 else None for leaf, rank in ranks.items()}
-        given = functools.partial(build, matrices=_matrices_of(layouts))
+        given = functools.partial(build, matrices=rules_of(layouts))
         return open_loop(given)(recording, dtype)
 
     return adapter
@@ -48,10 +42,6 @@ def _cosmos_with(**changed: Callable[[Any], Any]) -> Adapter:
     return cosmos(
         lambda **given: build_cosmos(**{**given, **{k: f(given) for k, f in changed.items()}})
     )
-
-
-def _without_decay(given: dict[str, Any]) -> dict[str, Any]:
-    return {**given, "weight_decay": 0.0}
 
 
 ADAPTERS: dict[str, Adapter] = {
@@ -75,7 +65,7 @@ MUTANTS: dict[str, dict[str, Adapter]] = {
         "matrices at the full rate": _cosmos_with(lr_ratio=lambda given: 1.0),
         "decay after the step": cosmos(
             lambda **given: optax.chain(
-                build_cosmos(**_without_decay(given)),
+                build_cosmos(**without_decay(given)),
                 decay_after(given["lr"] * given["weight_decay"]),
             )
         ),

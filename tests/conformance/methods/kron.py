@@ -1,7 +1,6 @@
 """PSGD Kron."""
 
 import functools
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,14 +11,9 @@ import optax
 
 import optim
 
-from ..mistakes import decay_after, delayed
+from ..mistakes import decay_after, delayed, without_decay
 from ..recording import Recording
-from ..replay import Adapter, AdapterError, Pair, open_loop
-
-
-def _matrices_of(layouts: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Layouts by the names of leaves, as rules for their paths."""
-    return {re.escape(leaf): layout for leaf, layout in layouts.items()}
+from ..replay import Adapter, AdapterError, Pair, open_loop, rules_of
 
 
 def kron_layout(shape: tuple[int, ...]) -> str | None:
@@ -63,7 +57,7 @@ def kron(build: Callable[..., Any]) -> Adapter:
         balances = jnp.asarray(recording.arrays["in/balance"])
         index = jnp.asarray(np.maximum(np.cumsum(recording.arrays["in/do_update"]) - 1, 0))
         inputs = {
-            "matrices": _matrices_of({leaf: kron_layout(s) for leaf, s in shapes.items()}),
+            "matrices": rules_of({leaf: kron_layout(s) for leaf, s in shapes.items()}),
             "probe": lambda key, count, tree: {leaf: v[index[count]] for leaf, v in probes.items()},
             "balance": lambda key, count: balances[count],
         }
@@ -77,10 +71,6 @@ def _kron_with(**changed: Callable[[Any], Any]) -> Adapter:
     return kron(
         lambda **given: build_kron(**{**given, **{k: f(given) for k, f in changed.items()}})
     )
-
-
-def _without_decay(given: dict[str, Any]) -> dict[str, Any]:
-    return {**given, "weight_decay": 0.0}
 
 
 ADAPTERS: dict[str, Adapter] = {
@@ -115,7 +105,7 @@ MUTANTS: dict[str, dict[str, Adapter]] = {
         ),
         "decay after the step": kron(
             lambda **given: optax.chain(
-                build_kron(**_without_decay(given)),
+                build_kron(**without_decay(given)),
                 decay_after(given["lr"] * given["weight_decay"]),
             )
         ),
