@@ -4,6 +4,9 @@
 turns the first moment out of its basis and back at every step, as the authors' code does, where
 that changes nothing. Both times and the compiler's temporaries are compared; 8 matrices of 512 x
 512 have 2 M parameters, so that 8 MiB of temporaries are 4 bytes a parameter.
+
+On a CPU a refresh is LAPACK's QR, whose threads spin where other processes want the cores: on a
+busy machine, set OPENBLAS_NUM_THREADS=1.
 """
 
 import functools
