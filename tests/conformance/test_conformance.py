@@ -44,6 +44,7 @@ def test_every_adapter_has_mutants():
     assert {name for name, mutants in MUTANTS.items() if mutants} == set(ADAPTERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mistake"), [(name, mistake) for name in MUTANTS for mistake in MUTANTS[name]]
 )
