@@ -7,6 +7,7 @@ jax is imported.
 import argparse
 import importlib
 import json
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,11 +44,17 @@ def measure(program: Program) -> dict[str, Any]:
     mesh = slice_mesh(*program.where)
     with jax.set_mesh(mesh):
         function, arguments = program.build(mesh)
+        lowered = function.lower(*arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        # compiled.as_text() cannot read back every program of this compiler; its own dump it can.
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         start = time.perf_counter()
-        compiled = function.lower(*arguments).compile()
+        compiled = lowered.compile(compiler_options=options)
         seconds = time.perf_counter() - start
+        (dumped,) = Path(folder).glob("*.after_optimizations.txt")
+        text = dumped.read_text()
     weights, trips = program.branch_weights, program.unknown_trips
-    work = hlo.work(compiled.as_text(), branch_weights=weights, unknown_trips=trips)
+    work = hlo.work(text, branch_weights=weights, unknown_trips=trips)
     memory = compiled.memory_analysis()
     return {
         "slice": program.where._asdict(),
