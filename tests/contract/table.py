@@ -76,19 +76,6 @@ def _no_scalars(params: Any) -> Any:
     return jax.tree.map(lambda p: p.ndim > 0, params)
 
 
-_RMS = optim.BiasRMSNorm(0.5)
-
-
-def _previous_gradient(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
-    del params, step
-    return {"previous_gradient": jax.tree.map(lambda g: g / 2, gradients)}
-
-
-def _grad_fn(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
-    del params, gradients, step
-    return {"grad_fn": lambda params: jax.tree.map(lambda p: p / 2, params)}
-
-
 # Two moments, two factors and their bases; KERNEL is not square, whose 24 bytes would be 8 + 16.
 _SOAP_BYTES = 8 + 8 * (KERNEL[0] / KERNEL[1] + KERNEL[1] / KERNEL[0])
 
@@ -312,26 +299,6 @@ ROWS: tuple[Row, ...] = (
         "scion, unconstrained, without momentum",
         lambda rate: optim.scion(rate, unconstrained=True, dtype=None),
         state_bytes=0,
-    ),
-    Row(
-        "scion, unconstrained, column norms, without momentum",
-        lambda rate: optim.scion(
-            rate,
-            norms={".*(kernel|empty)": optim.ColumnNorm(), "(?!.*(kernel|empty)).*": _RMS},
-            unconstrained=True,
-        ),
-        state_bytes=0,
-    ),
-    Row(
-        "mars, lion",
-        lambda rate: optim.mars(rate, form="lion", optimize_1d=True),
-        state_bytes=8,
-    ),
-    Row(
-        "mars, exact, amsgrad",
-        lambda rate: optim.mars(rate, approximate=False, amsgrad=True),
-        extras=_previous_gradient,
-        state_bytes=12,
     ),
     Row("soap", _soap, state_bytes=_SOAP_BYTES),
     Row("scale_by_soap", _scale_by_soap, state_bytes=_SOAP_BYTES),
