@@ -103,8 +103,9 @@ def main() -> None:
     print(f"{what} Nothing is run: what the TPU compiler says, per chip and step.", flush=True)
     records = {}
     for name, program in module.programs(arguments.quick).items():
-        print(f"  compiling {name} ...", flush=True)
         records[name] = measure(program)
+        seconds, received = (records[name][k] for k in ("compile_seconds", "received_bytes"))
+        print(f"  {name}: compiled in {seconds:.0f} s, {received / 1e6:,.0f} MB", flush=True)
     print(table(HEADER, [row(name, record) for name, record in records.items()]))
     result = {
         "what": what,

@@ -74,16 +74,25 @@ def step(
 
 def placed_state(make: Callable[[], optax.GradientTransformation], params: Any) -> Any:
     """The state as shapes: a momentum lies like its parameter, all else where init puts it."""
-    init = jax.jit(lambda params: make().init(params)).lower(params)
     paths = {optim.path_string(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
 
-    def place(path: Any, leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    def like_its_parameter(path: Any, leaf: Any) -> Any:
         for name, param in paths.items():
             if optim.path_string(path).endswith(name) and leaf.shape == param.shape:
-                sharding = param.sharding
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+                return param.sharding
+        return None
 
-    return jax.tree.map_with_path(place, init.out_info, init.compile().output_shardings)
+    def init(params: Any) -> Any:
+        return make().init(params)
+
+    shapes = jax.eval_shape(init, params)
+    wanted = jax.tree.map_with_path(like_its_parameter, shapes)
+    placed = jax.jit(init, out_shardings=wanted).lower(params).compile().output_shardings
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        placed,
+    )
 
 
 def partitioned(matrix: optax.GradientTransformation) -> optax.GradientTransformation:

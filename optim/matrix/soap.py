@@ -98,6 +98,7 @@ class _Rule(NamedTuple):
     bias_correction: bool
     first_basis: Callable[[jax.Array], jax.Array]
     orthonormalize: Callable[[jax.Array, jax.Array], jax.Array]
+    column_axis: str | None
 
 
 def scale_by_soap(
@@ -167,6 +168,7 @@ def scale_by_soap(
         *(b1, b2, shampoo_beta, eps, frequency, normalize, bias_correction),
         first_basis=eigenbasis if isinstance(initial_basis, Mapping) else initial_basis,
         orthonormalize=orthonormalize,
+        column_axis=column_axis,
     )
     grouped = functools.partial(
         _groups,
@@ -527,13 +529,7 @@ def _refreshed_in_place(
     than by lax.cond, whose results would be one more copy of all that either branch may change.
     """
 
-    def body(i: jax.Array, carry: Any) -> Any:
-        def one(x: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
-
-        old = jax.tree.map(one, carry)
-        factors, first = jax.tree.map(one, (stack.factors, given))
-
+    def renewed(old: Any, factors: Sides, first: Sides | None, count: jax.Array) -> Any:
         def begin(carry: Any) -> Any:
             mu, nu, _ = carry
             bases = jax.tree.map(rule.first_basis, factors) if first is None else first
@@ -543,7 +539,14 @@ def _refreshed_in_place(
             mu, nu, bases = carry
             return _refreshed(mu, nu, bases, factors, rule.orthonormalize)
 
-        new = jax.lax.cond(count == 0, begin, go_on, old)
+        return jax.lax.cond(count == 0, begin, go_on, old)
+
+    def body(i: jax.Array, carry: Any) -> Any:
+        def one(x: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+
+        old, factors, first = jax.tree.map(one, (carry, stack.factors, given))
+        new = _on_whole_columns(renewed, rule.column_axis)(old, factors, first, count)
         return jax.tree.map(
             lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 0), carry, new
         )
@@ -552,6 +555,19 @@ def _refreshed_in_place(
     carry = stack.mu, stack.nu, stack.bases
     mu, nu, bases = jax.lax.fori_loop(0, jnp.where(due, len(stack.mu), 0), body, carry)
     return SoapStack(mu, nu, stack.factors, bases)
+
+
+def _on_whole_columns(kernel: Callable[..., Any], column_axis: str | None) -> Callable[..., Any]:
+    """The kernel on tensors that are gathered over the axis once, the same work on each device.
+
+    A factorization goes over the columns of its matrix again and again, each time by collectives
+    if they lie spread.
+    """
+    if column_axis is None:
+        return kernel
+    return jax.shard_map(
+        kernel, in_specs=P(), out_specs=P(), axis_names={column_axis}, check_vma=False
+    )
 
 
 def _refreshed(
