@@ -1,7 +1,7 @@
 """Seven optimizers on a small decoder, each at its own tuned rate, three seeds.
 
 Every run is `python -m experiments run --config=experiments/configs/language/optimizers.py:NAME` on
-the sources of the Python standard library, 400 steps of 1,024 tokens. A sweep by factors of 2
+the sources of the Python standard library, 1,000 steps of 1,024 tokens. A sweep by factors of 2
 starts at the config's rate and goes on until the best rate has a worse one on either side; the best
 is then run from two more seeds. Runs that are done are not repeated when the command is.
 
@@ -174,7 +174,7 @@ TARGET = Target(
         arxiv="2509.02046",
     ),
     figure=(
-        "no figure of the paper: its question at 0.47 M parameters and 0.9 tokens a parameter, "
+        "no figure of the paper: its question at 0.47 M parameters and 2.2 tokens a parameter, "
         "where the paper has 130 M to 1.2 B and 20 and more, on Python source in bytes"
     ),
     claim=(

@@ -2,7 +2,7 @@
 
 Command: python -m experiments run --config=experiments/configs/language/optimizers.py --workdir=DIR
 Result: the table of `python -m experiments reproduce decoder_optimizers`, three seeds each.
-Minutes: 1 (1 CPU core)
+Minutes: 2 (1 CPU core)
 
 That is AdamW; `optimizers.py:muon` is Muon, and so are lion, mars, scion, soap and kron. Rates are
 those that a sweep by factors of 2 found best; other hyper-parameters are the authors' defaults, but
@@ -52,11 +52,11 @@ def get_config(name: str = "adamw") -> Config:
         optimizer.weight_decay_multipliers = ((".*/scale", 0.0),)
     return Config(
         task=LanguageModel(length=128, model=Decoder(**SIZES["0.4m"])),
-        steps=400,
+        steps=1000,
         batch_size=8,
         optimizer=optimizer,
         log_every=50,
-        evaluate_every=400,
-        checkpoint_every=400,
+        evaluate_every=1000,
+        checkpoint_every=1000,
         keep_checkpoints=1,
     )
