@@ -12,10 +12,11 @@ import optax
 from optim.trees import path_string
 
 _Path = tuple[Any, ...]
+_STACK = re.compile(r"\d+(x\d+)*_[a-z]+\d+")  # the name of a group of `optim.matrices`
 
 
 class _Entry(NamedTuple):
-    owner: _Path | None  # path of the parameter that it belongs to; None: shared
+    owner: _Path | str | None  # path of its parameter, name of a stack of matrices; None: shared
     method: str
     size: int  # bytes
 
@@ -25,7 +26,8 @@ def describe(tx: optax.GradientTransformation, params: optax.Params) -> str:
 
     A field of a named state belongs to the parameters when the path of every array in it starts
     with a parameter's: momenta do, and the factors that a matrix method keeps below a parameter's
-    name. Everything else is shared.
+    name. What a method keeps for a stack of same-shaped matrices has a line of its own. Everything
+    else is shared.
 
     Args:
       tx: any transformation.
@@ -47,6 +49,10 @@ def describe(tx: optax.GradientTransformation, params: optax.Params) -> str:
         methods = ", ".join(dict.fromkeys(entry.method for entry in own)) or "-"
         size = sum(entry.size for entry in own)
         rows.append((path_string(path), str(leaf.shape), str(leaf.dtype), methods, str(size)))
+    for stack in dict.fromkeys(e.owner for e in entries if isinstance(e.owner, str)):
+        own = [entry for entry in entries if entry.owner == stack]
+        size = sum(entry.size for entry in own)
+        rows.append((f"stack {stack}", "", "", own[0].method, str(size)))
     shared = sum(entry.size for entry in entries if entry.owner is None)
     total = sum(entry.size for entry in entries)
     count = sum(math.prod(leaf.shape) for leaf in leaves.values())
@@ -65,13 +71,20 @@ def _walk(node: Any, params: dict[_Path, Any]) -> Iterator[_Entry]:
     children = [child for _, child in _children(node)]
     for child in children:
         owned = _owned(child, params) if _is_named(node) else None
-        if owned:
-            method = _method(type(node).__name__)
+        method = _method(type(node).__name__)
+        if _is_named(node) and isinstance(child, dict) and _are_stacks(child):
+            for stack, arrays in child.items():
+                yield from (_Entry(stack, method, _size(leaf)) for leaf in jax.tree.leaves(arrays))
+        elif owned:
             yield from (_Entry(owner, method, _size(leaf)) for owner, leaf in owned)
         elif child is not node:
             yield from _walk(child, params)
         else:
             yield _Entry(None, "", _size(node))
+
+
+def _are_stacks(field: dict[Any, Any]) -> bool:
+    return bool(field) and all(isinstance(k, str) and _STACK.fullmatch(k) for k in field)
 
 
 def _owned(field: Any, params: dict[_Path, Any]) -> list[tuple[_Path, Any]] | None:

@@ -94,3 +94,13 @@ def test_dtypes_and_shapes_are_shown():
 def test_nothing_is_made():
     params = {"w": jax.ShapeDtypeStruct((2**20, 2**20), jnp.float32)}
     assert str(8 * 2**40) in optim.describe(optax.adam(1e-3), params)
+
+
+def test_a_stack_of_matrices_has_a_line_of_its_own():
+    params = {"b": jnp.ones(3), "w": jnp.ones((2, 4)), "x": jnp.ones((4, 2))}
+    lines = optim.describe(optim.soap(0.1), params).splitlines()
+    # Two matrices: moments 2 x 2 x 8, factors and bases 2 x 2 x (4 + 16), 4 bytes each.
+    assert lines[4].split() == ["stack", "2x4_float32", "soap", "448"]
+    assert lines[1].split() == ["b", "(3,)", "float32", "soap", "24"]
+    assert lines[2].split() == ["w", "(2,", "4)", "float32", "-", "0"]
+    assert lines[5].split() == ["shared", "8"]
