@@ -529,24 +529,24 @@ def _refreshed_in_place(
     than by lax.cond, whose results would be one more copy of all that either branch may change.
     """
 
-    def renewed(old: Any, factors: Sides, first: Sides | None, count: jax.Array) -> Any:
-        def begin(carry: Any) -> Any:
-            mu, nu, _ = carry
-            bases = jax.tree.map(rule.first_basis, factors) if first is None else first
-            return mu, nu, bases
-
-        def go_on(carry: Any) -> Any:
-            mu, nu, bases = carry
-            return _refreshed(mu, nu, bases, factors, rule.orthonormalize)
-
-        return jax.lax.cond(count == 0, begin, go_on, old)
-
     def body(i: jax.Array, carry: Any) -> Any:
         def one(x: jax.Array) -> jax.Array:
             return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
 
-        old, factors, first = jax.tree.map(one, (carry, stack.factors, given))
-        new = _on_whole_columns(renewed, rule.column_axis)(old, factors, first, count)
+        old = jax.tree.map(one, carry)
+        factors, first = jax.tree.map(one, (stack.factors, given))
+
+        def begin(carry: Any) -> Any:
+            mu, nu, _ = carry
+            find = _on_whole_columns(rule.first_basis, rule.column_axis)
+            return mu, nu, jax.tree.map(find, factors) if first is None else first
+
+        def go_on(carry: Any) -> Any:
+            mu, nu, bases = carry
+            orthonormalize = _on_whole_columns(rule.orthonormalize, rule.column_axis)
+            return _refreshed(mu, nu, bases, factors, orthonormalize)
+
+        new = jax.lax.cond(count == 0, begin, go_on, old)
         return jax.tree.map(
             lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 0), carry, new
         )
@@ -558,7 +558,7 @@ def _refreshed_in_place(
 
 
 def _on_whole_columns(kernel: Callable[..., Any], column_axis: str | None) -> Callable[..., Any]:
-    """The kernel on tensors that are gathered over the axis once, the same work on each device.
+    """The kernel on matrices that are gathered over the axis once, the same work on each device.
 
     A factorization goes over the columns of its matrix again and again, each time by collectives
     if they lie spread.
