@@ -163,12 +163,24 @@ def with_auxiliary(
     """
     if auxiliary is None:
         return optax.with_extra_args_support(main)
-    groups = {method: main, "auxiliary": auxiliary}
+
+    def labels(tree: Any) -> list[str]:
+        found = layouts(method, tree, matrices)
+        return ["auxiliary" if layout is None else method for layout in found]
+
+    return partition_leaves({method: main, "auxiliary": auxiliary}, labels)
+
+
+def partition_leaves(
+    groups: Mapping[str, optax.GradientTransformation], labels: Callable[[Any], list[str]]
+) -> optax.GradientTransformationExtraArgs:
+    """`optax.partition` by the leaves of the parameters, where these are given.
+
+    A gradient may be None, or of another dtype, where they are not.
+    """
 
     def partition(tree: Any) -> optax.GradientTransformationExtraArgs:
-        found = layouts(method, tree, matrices)
-        labels = ["auxiliary" if layout is None else method for layout in found]
-        labelled = jax.tree.unflatten(jax.tree.structure(tree), labels)
+        labelled = jax.tree.unflatten(jax.tree.structure(tree), labels(tree))
         return optax.partition(groups, labelled, mask_compatible_extra_args=True)
 
     def init(params: optax.Params) -> optax.OptState:
@@ -180,7 +192,6 @@ def with_auxiliary(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        # By the parameters, since a gradient may be None where they are not.
         tree = updates if params is None else params
         return partition(tree).update(updates, state, params, **extra_args)
 

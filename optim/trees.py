@@ -167,32 +167,13 @@ def decay_terms(
     return decay.update(zeros, decay.init(params), params)[0]
 
 
-def with_promoted_params(
-    inner: optax.GradientTransformation,
-) -> optax.GradientTransformationExtraArgs:
-    """`inner`, shown the parameters in their `accumulator_dtype` when it updates.
-
-    `optax.add_decayed_weights` would otherwise round decay times a bfloat16 parameter to bfloat16.
-    """
-    inner = optax.with_extra_args_support(inner)
-
-    def update(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        return inner.update(updates, state, promote(params), **extra_args)
-
-    return optax.GradientTransformationExtraArgs(inner.init, update)
-
-
 def add_decayed_weights(
     weight_decay: optax.ScalarOrSchedule, mask: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     """`optax.add_decayed_weights` of promoted parameters; `mask` as `mask_like` takes it.
 
-    optax's mask is an error where a parameter has no gradient.
+    optax's rounds decay times a bfloat16 parameter to bfloat16, and its mask is an error where a
+    parameter has no gradient.
     """
     inner = optax.add_decayed_weights(weight_decay)
 

@@ -151,6 +151,6 @@ def ademamix(
     """
     return optax.chain(
         scale_by_ademamix(b1, b2, b3, alpha, eps, mu_dtype=mu_dtype),
-        trees.with_promoted_params(optax.add_decayed_weights(weight_decay, mask)),
+        trees.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )

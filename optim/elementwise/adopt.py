@@ -148,12 +148,12 @@ def adopt(
     """
     direction = scale_by_adopt(b1, b2, eps, clip_value_fn=clip_value_fn, mu_dtype=mu_dtype)
     if decouple:
-        decay = optax.add_decayed_weights(_from_the_second_call(weight_decay), mask)
-        steps = (direction, trees.with_promoted_params(decay))
+        decay = trees.add_decayed_weights(_from_the_second_call(weight_decay), mask)
+        steps = (direction, decay)
     else:
-        decay = optax.add_decayed_weights(weight_decay, mask)
+        decay = trees.add_decayed_weights(weight_decay, mask)
         promoted = optax.stateless(lambda updates, params: trees.promote(updates))
-        steps = (optax.chain(promoted, trees.with_promoted_params(decay)), direction)
+        steps = (optax.chain(promoted, decay), direction)
     return optax.chain(*steps, optax.scale_by_learning_rate(learning_rate))
 
 

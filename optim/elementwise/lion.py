@@ -111,6 +111,6 @@ def lion(
     """
     return optax.chain(
         scale_by_lion(b1, b2, mu_dtype=mu_dtype),
-        trees.with_promoted_params(optax.add_decayed_weights(weight_decay, mask)),
+        trees.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )

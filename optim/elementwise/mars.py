@@ -55,7 +55,7 @@ Form = Literal["adamw", "lion", "shampoo"]
 class ScaleByMarsState(NamedTuple):
     """State of `scale_by_mars`; a field, or a leaf of it, that the form does not read is None."""
 
-    count: jax.Array  # type: ignore[assignment]  # (), int32, steps done
+    steps: jax.Array  # (), int32, steps done
     mu: optax.Updates  # like the parameters, float32 or wider: first moment m
     nu: optax.Updates | None  # like mu, second moment v; where the form is adamw's
     nu_max: optax.Updates | None  # like nu, its maximum over the steps; with amsgrad
@@ -112,7 +112,7 @@ def scale_by_mars(
         layouts = _layouts(params, matrices)
         nu = None if form == "lion" else _where(_adam_leaves(form, layouts), params)
         return ScaleByMarsState(
-            count=jnp.zeros((), jnp.int32),
+            steps=jnp.zeros((), jnp.int32),
             mu=trees.zeros_like(params),
             nu=trees.zeros_like(nu),
             nu_max=trees.zeros_like(nu) if amsgrad else None,
@@ -142,7 +142,7 @@ def scale_by_mars(
             c, _ = trees.map_leaves(lambda g, h: (corrected(g, h),), updates, (), h)
         c = _clipped(c, layouts)
         m, (mu,) = trees.map_leaves(lambda c, m: (trees.average(b1, m, c),) * 2, c, (state.mu,))
-        count = optax.safe_increment(state.count)
+        count = optax.safe_increment(state.steps)
         if form == "lion":
             u = jax.tree.map(jnp.sign, m)
             return u, ScaleByMarsState(count, mu, None, None, previous)
@@ -220,9 +220,7 @@ def mars(
     trees.check_fractions("mars", b1_1d=b1_1d, b2_1d=b2_1d)
 
     def decayed(direction: Any, decay: optax.ScalarOrSchedule) -> Any:
-        return optax.chain(
-            direction, trees.with_promoted_params(optax.add_decayed_weights(decay, mask))
-        )
+        return optax.chain(direction, trees.add_decayed_weights(decay, mask))
 
     reduced = scale_by_mars(
         b1,
@@ -239,8 +237,13 @@ def mars(
     step = decayed(reduced, weight_decay)
     if not optimize_1d:
         adamw = decayed(_scale_by_adam(b1_1d, b2_1d, eps, amsgrad), weight_decay_1d)
-        step = _by_kind(step, optax.chain(adamw, optax.scale(lr_1d_factor)), matrices)
+        groups = {"mars": step, "adamw": optax.chain(adamw, optax.scale(lr_1d_factor))}
+        step = stacks.partition_leaves(groups, functools.partial(_kinds, matrices=matrices))
     return optax.chain(step, optax.scale_by_learning_rate(learning_rate))
+
+
+def _kinds(tree: Any, matrices: stacks.Matrices) -> list[str]:
+    return ["adamw" if layout is None else "mars" for layout in _layouts(tree, matrices)]
 
 
 def _layouts(tree: Any, matrices: stacks.Matrices) -> list[str | None]:
@@ -250,37 +253,6 @@ def _layouts(tree: Any, matrices: stacks.Matrices) -> list[str | None]:
         return found
     leaves = jax.tree.leaves(tree)
     return [x if jnp.ndim(leaf) == 2 else None for x, leaf in zip(found, leaves, strict=True)]
-
-
-def _by_kind(
-    mars: optax.GradientTransformation,
-    adamw: optax.GradientTransformation,
-    matrices: stacks.Matrices,
-) -> optax.GradientTransformationExtraArgs:
-    """`optax.partition` by the parameters, since a gradient may be None where they are not."""
-
-    def partition(params: optax.Params) -> optax.GradientTransformationExtraArgs:
-        labels = ["adamw" if x is None else "mars" for x in _layouts(params, matrices)]
-        return optax.partition(
-            {"mars": mars, "adamw": adamw},
-            jax.tree.unflatten(jax.tree.structure(params), labels),
-            mask_compatible_extra_args=True,
-        )
-
-    def init(params: optax.Params) -> optax.OptState:
-        return partition(params).init(params)
-
-    def update(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        if params is None:
-            raise ValueError("mars: params is None; pass tx.update(gradient, state, params).")
-        return partition(params).update(updates, state, params, **extra_args)
-
-    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _adam_leaves(form: Form, layouts: list[str | None]) -> list[bool]:

@@ -29,7 +29,7 @@ from optim import trees
 class WithPreviousGradientState(NamedTuple):
     """State of `with_previous_gradient`."""
 
-    count: jax.Array  # type: ignore[assignment]  # (), int32, steps done
+    steps: jax.Array  # (), int32, steps done
     params: optax.Params  # like the parameters, in their dtypes: those of the step before
     inner_state: optax.OptState
 
@@ -81,7 +81,7 @@ def with_previous_gradient(
         def first(params: optax.Params) -> optax.Updates:
             return trees.zeros_like(jax.eval_shape(gradient, params))
 
-        previous = jax.lax.cond(state.count > 0, gradient, first, state.params)
+        previous = jax.lax.cond(state.steps > 0, gradient, first, state.params)
         # Where the gradient has no leaf, this one has none either.
         previous = jax.tree.map(
             lambda g, h: None if g is None else h, updates, previous, is_leaf=lambda x: x is None
@@ -90,7 +90,7 @@ def with_previous_gradient(
             updates, state.inner_state, params, previous_gradient=previous, **extra_args
         )
         copied = jax.tree.map(jnp.copy, params)
-        count = optax.safe_increment(state.count)
-        return updates, WithPreviousGradientState(count, copied, inner_state)
+        steps = optax.safe_increment(state.steps)
+        return updates, WithPreviousGradientState(steps, copied, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

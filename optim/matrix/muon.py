@@ -121,7 +121,7 @@ def scale_by_muon(
       coefficients: "standard" (Keller Jordan's), "dion", "polar_express", "aol", or (a, b, c) of
         each step; their number is the number of steps.
       form: "plain", or "gram": iterate on the Gram matrices where columns >= 2 rows.
-      levels: depth of the blocks by which symmetric products are halved; 1 pays on a CPU.
+      levels: depth of the blocks by which symmetric products are halved.
       scale: "keller", "moonlight", or a function of (rows, columns).
       eps: added to the norm that U is divided by.
       dtype: of the iteration; None means that of the momentum.
@@ -218,7 +218,7 @@ def muon(
       coefficients: "standard" (Keller Jordan's), "dion", "polar_express", "aol", or (a, b, c) of
         each step; their number is the number of steps.
       form: "plain", or "gram": iterate on the Gram matrices where columns >= 2 rows.
-      levels: depth of the blocks by which symmetric products are halved; 1 pays on a CPU.
+      levels: depth of the blocks by which symmetric products are halved.
       scale: "keller", "moonlight", or a function of (rows, columns).
       eps: added to the norm that U is divided by.
       dtype: of the iteration; None means that of the momentum.
@@ -259,7 +259,7 @@ def muon(
     )
     main = optax.chain(
         direction,
-        trees.with_promoted_params(optax.add_decayed_weights(weight_decay, mask)),
+        trees.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )
     return stacks.with_auxiliary("muon", main, auxiliary, matrices)

@@ -241,7 +241,7 @@ def scion(
     True
     """
     direction = scale_by_scion(b1, norms=norms, matrices=matrices, dtype=dtype, mesh_axis=mesh_axis)
-    constraint = trees.with_promoted_params(optax.add_decayed_weights(1.0))
+    constraint = trees.add_decayed_weights(1.0)
     links = [direction] if unconstrained else [direction, constraint]
     return optax.chain(*links, optax.scale_by_learning_rate(learning_rate))
 

@@ -358,7 +358,7 @@ def shampoo(
             chunk=chunk,
             mesh_axis=mesh_axis,
         ),
-        trees.with_promoted_params(optax.add_decayed_weights(weight_decay, mask)),
+        trees.add_decayed_weights(weight_decay, mask),
     ]
     if momentum is not None:
         links.append(_second_momentum(momentum, nesterov))

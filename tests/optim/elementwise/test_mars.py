@@ -206,7 +206,7 @@ def test_other_mistakes_are_named():
     tx = optim.mars(0.1, approximate=False)
     with pytest.raises(ValueError, match=r"previous_gradient is missing; pass tx.update\("):
         tx.update(params, tx.init(params), params)
-    with pytest.raises(ValueError, match="mars: params is None"):
+    with pytest.raises(ValueError, match="requires the current value of parameters"):
         tx.update(params, tx.init(params), previous_gradient=params)
     with pytest.raises(ValueError, match="mars: matrices has no pattern for the leaf 'w'"):
         optim.mars(0.1, matrices={"v": "m n"}).init({"v": params, "w": params})

@@ -35,7 +35,7 @@ def test_it_is_this_batch_at_the_parameters_of_the_step_before():
         )
         seen.append(updates["w"].tolist())
     assert seen == [[0.0, 0.0], [100.0, 200.0], [3000.0, 5000.0]]
-    assert int(state.count) == 3
+    assert int(state.steps) == 3
 
 
 def test_exact_mars_equals_mars_given_the_gradients():
