@@ -37,6 +37,8 @@ from optim import trees
 Matrices = Mapping[str, str | None] | None
 MeshAxis = str | Sequence[str] | None
 
+FILLS_A_CHIP = 2**22  # elements of a batch of matrices whose product keeps an accelerator busy
+
 
 class Axes(NamedTuple):
     """How one leaf becomes (batch, rows, columns), or (batch, *modes)."""
@@ -342,40 +344,57 @@ def _hidden(start: int, x: jax.Array) -> jax.Array:
 
 
 def in_chunks(kernel: Callable[..., Any], chunk: int | None = None) -> Callable[..., Any]:
-    """The kernel, ([batch,] m, n) -> same, on at most `chunk` matrices at a time, in place.
+    """The kernel, ([batch,] m, n) -> same, on some of the matrices at a time, in place.
 
     What it is called on, and all that the kernel only reads after it, may be trees of stacks. A
-    loop that overwrites its carry needs the temporaries of `chunk` matrices and no second stack:
-    right where one matrix fills the machine. None means 1 on a CPU and the whole stack elsewhere.
+    loop that overwrites its carry needs the temporaries of one chunk and no second stack: right
+    where a chunk fills the machine. It has at most `chunk` matrices; None means one on a CPU, and
+    elsewhere as many as have `FILLS_A_CHIP` elements. Which of them is decided where the program is
+    lowered, so that what is compiled for a slice is what would run there.
     """
-    if chunk is None:
-        chunk = 1 if jax.default_backend() == "cpu" else None
 
     def in_place(x: Any, *inputs: Any) -> Any:
-        count = jax.tree.leaves(x)[0].shape[0]
-        most = count if chunk is None else min(chunk, count)
-        size = next(c for c in range(most, 0, -1) if count % c == 0)
-
-        def run(*parts: Any) -> Any:
-            if size > 1:
-                return kernel(*parts)
-            # A CPU multiplies a matrix faster than a batch of one.
-            return jax.tree.map(lambda y: y[None], kernel(*jax.tree.map(lambda y: y[0], parts)))
-
-        def body(i: jax.Array, x: Any) -> Any:
-            def part(y: jax.Array) -> jax.Array:
-                return jax.lax.dynamic_slice_in_dim(y, i * size, size)
-
-            def overwrite(y: jax.Array, new: jax.Array) -> jax.Array:
-                return jax.lax.dynamic_update_slice_in_dim(y, new, i * size, 0)
-
-            return jax.tree.map(overwrite, x, run(*jax.tree.map(part, (x, *inputs))))
-
-        if size == count:
-            return run(x, *inputs)
-        return jax.lax.fori_loop(0, count // size, body, x)
+        first = jax.tree.leaves(x)[0]
+        divisors = [c for c in range(1, first.shape[0] + 1) if first.shape[0] % c == 0]
+        if chunk is not None:
+            most = max(c for c in divisors if c <= chunk)
+            return _in_loop(kernel, most, x, *inputs)
+        wanted = -(-FILLS_A_CHIP // max(1, math.prod(first.shape[1:])))
+        many = min(c for c in divisors if c >= min(wanted, first.shape[0]))
+        if many == 1:
+            return _in_loop(kernel, 1, x, *inputs)
+        return jax.lax.platform_dependent(
+            x,
+            *inputs,
+            cpu=functools.partial(_in_loop, kernel, 1),
+            default=functools.partial(_in_loop, kernel, many),
+        )
 
     return in_place
+
+
+def _in_loop(kernel: Callable[..., Any], size: int, x: Any, *inputs: Any) -> Any:
+    """The kernel on `size` matrices after another, overwriting x."""
+    count = jax.tree.leaves(x)[0].shape[0]
+
+    def run(*parts: Any) -> Any:
+        if size > 1:
+            return kernel(*parts)
+        # A CPU multiplies a matrix faster than a batch of one.
+        return jax.tree.map(lambda y: y[None], kernel(*jax.tree.map(lambda y: y[0], parts)))
+
+    def body(i: jax.Array, x: Any) -> Any:
+        def part(y: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(y, i * size, size)
+
+        def overwrite(y: jax.Array, new: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(y, new, i * size, 0)
+
+        return jax.tree.map(overwrite, x, run(*jax.tree.map(part, (x, *inputs))))
+
+    if size == count:
+        return run(x, *inputs)
+    return jax.lax.fori_loop(0, count // size, body, x)
 
 
 def axis_names(mesh_axis: MeshAxis) -> tuple[str, ...]:

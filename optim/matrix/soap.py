@@ -496,28 +496,32 @@ def _stack_step(
 
     Before the first gradient the bases are zero, and so are all that is turned into them.
     """
-    if len(g) == 1:  # a CPU multiplies a matrix faster than a batch of one
-        u, moved = _moved(g[0], jax.tree.map(lambda x: x[0], stack), count, rule)
-        u, moved = jax.tree.map(lambda x: x[None], (u, moved))
-    else:
-        u, moved = _moved(g, stack, count, rule)
-    return u, _refreshed_in_place(moved, given, count, rule)
+    step = functools.partial(_moved, count=count, rule=rule)
+    changed = (g, stack.mu, stack.nu, stack.factors)
+    u, mu, nu, factors = mats.in_chunks(step)(changed, stack.bases)
+    new = SoapStack(mu, nu, factors, stack.bases)
+    return u, _refreshed_in_place(new, given, count, rule)
 
 
 def _moved(
-    g: jax.Array, stack: SoapStack, count: jax.Array, rule: _Rule
-) -> tuple[jax.Array, SoapStack]:
-    """The update, and the state with the gradient in it but for the bases."""
-    sides = len(stack.bases)
-    h = _turned(g, stack.bases)
-    mu = trees.average(rule.b1, stack.mu, h)
-    nu = trees.average(rule.b2, stack.nu, jnp.square(h))
-    u = _turned_back(mu / (jnp.sqrt(nu) + trees.as_dtype(rule.eps, nu.dtype)), stack.bases)
+    changed: tuple[jax.Array, jax.Array, jax.Array, Sides],
+    bases: Sides,
+    *,
+    count: jax.Array,
+    rule: _Rule,
+) -> tuple[jax.Array, jax.Array, jax.Array, Sides]:
+    """(gradient, mu, nu, factors) -> (update, mu, nu, factors), of one tensor or a stack."""
+    g, mu, nu, factors = changed
+    sides = len(bases)
+    h = _turned(g, bases)
+    mu = trees.average(rule.b1, mu, h)
+    nu = trees.average(rule.b2, nu, jnp.square(h))
+    u = _turned_back(mu / (jnp.sqrt(nu) + trees.as_dtype(rule.eps, nu.dtype)), bases)
     factors = tuple(
         None if old is None else trees.average(rule.shampoo_beta, old, _gram(g, side, sides))
-        for side, old in enumerate(stack.factors)
+        for side, old in enumerate(factors)
     )
-    return _scaled(u, count, rule, tuple(range(-sides, 0))), SoapStack(mu, nu, factors, stack.bases)
+    return _scaled(u, count, rule, tuple(range(-sides, 0))), mu, nu, factors
 
 
 def _refreshed_in_place(
