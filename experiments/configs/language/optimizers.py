@@ -31,15 +31,15 @@ NORMS = {
 }
 REST = Optimizer("optax.adamw", 8e-3, SCHEDULE, kwargs={"b1": 0.9, "b2": 0.98, "weight_decay": 0.0})
 OPTIMIZERS = {
-    "adamw": Optimizer("optax.adamw", 8e-3, kwargs={"b2": 0.98, "weight_decay": 0.1}),
-    "lion": Optimizer("lion", 2e-3, kwargs={"b2": 0.95, "weight_decay": 0.7}),
-    "mars": Optimizer("mars", 8e-3, kwargs={"matrices": MATRICES, "weight_decay": 0.1}),
+    "adamw": Optimizer("optax.adamw", 2e-3, kwargs={"b2": 0.98, "weight_decay": 0.1}),
+    "lion": Optimizer("lion", 5e-4, kwargs={"b2": 0.95, "weight_decay": 0.7}),
+    "mars": Optimizer("mars", 4e-3, kwargs={"matrices": MATRICES, "weight_decay": 0.1}),
     "muon": Optimizer(
-        "muon", 16e-3, kwargs={"matrices": KERNELS_ALONE, "auxiliary": REST, "weight_decay": 0.1}
+        "muon", 8e-3, kwargs={"matrices": KERNELS_ALONE, "auxiliary": REST, "weight_decay": 0.1}
     ),
-    "scion": Optimizer("scion", 5e-4, kwargs={"norms": NORMS, "matrices": MATRICES}),
+    "scion": Optimizer("scion", 1e-3, kwargs={"norms": NORMS, "matrices": MATRICES}),
     "soap": Optimizer("soap", 8e-3, kwargs={"matrices": MATRICES, "weight_decay": 0.1}),
-    "kron": Optimizer("kron", 2e-3, kwargs={"matrices": MATRICES, "weight_decay": 0.7}),
+    "kron": Optimizer("kron", 1e-3, kwargs={"matrices": MATRICES, "weight_decay": 0.7}),
 }
 
 
