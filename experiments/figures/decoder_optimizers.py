@@ -131,7 +131,7 @@ def judge(data: Table) -> list[Part]:
         *parts,
         Part(
             "the fastest optimizers all multiply gradients by matrices",
-            "best first: " + ", ".join(final),
+            ", ".join(f"{name} {spread(values)}" for name, (_, values) in final.items()),
             all(name in MATRIX for name in first),
         ),
         Part(
@@ -162,7 +162,6 @@ def plot(data: Table) -> Figure:
     left.legend(ncols=2)
     right.set_xticks(range(len(final)), list(final), rotation=45, ha="right")
     right.set_ylabel("validation bits per byte")
-    figure.tight_layout()
     return figure
 
 
