@@ -18,4 +18,5 @@ def test_quick_programs_compile_for_a_slice(tmp_path, capfd):
     received = {name.rpartition(", ")[0]: p["received_bytes"] for name, p in programs.items()}
     assert received["adamw"] == 0
     assert 0 < received["muon, mesh_axis=fsdp"] < received["optax muon, scan path"] / 3
-    assert all(program["temporary_bytes"] > 0 for program in programs.values())
+    temporary = {name: program["temporary_bytes"] for name, program in programs.items()}
+    assert [name for name, size in temporary.items() if size == 0] == ["adamw, v5e:4x4"]
