@@ -2,7 +2,7 @@
 
 Command: python -m experiments run --config=experiments/configs/language/optimizers.py --workdir=DIR
 Result: the table of `python -m experiments reproduce decoder_optimizers`, three seeds each.
-Minutes: 2 to 4 (1 CPU core)
+Minutes: 4 (1 CPU core)
 
 That is AdamW; `optimizers.py:muon` is Muon, and so are lion, mars, scion, soap and kron. Rates are
 those that a sweep by factors of 2 found best; other hyper-parameters are the authors' defaults, but
