@@ -172,8 +172,8 @@ def add_decayed_weights(
 ) -> optax.GradientTransformationExtraArgs:
     """`optax.add_decayed_weights` of promoted parameters; `mask` as `mask_like` takes it.
 
-    optax's rounds decay times a bfloat16 parameter to bfloat16, and its mask is an error where a
-    parameter has no gradient.
+    optax's rounds decay times a bfloat16 parameter to bfloat16, its mask is an error where a
+    parameter has no gradient, and so are gradients of dtype float0.
     """
     inner = optax.add_decayed_weights(weight_decay)
 
@@ -188,7 +188,7 @@ def add_decayed_weights(
         if mask is not None:
             decays = mask_like(params, mask)
             params = jax.tree.map(lambda d, p: jnp.where(d, p, 0), decays, params)
-        return inner.update(updates, state, params)
+        return inner.update(promote(updates), state, params)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
