@@ -142,6 +142,11 @@ from optim.schedules.ademamix import (
 from optim.schedules.linear import linear_decay_schedule
 from optim.schedules.update_probability import update_probability_schedule
 from optim.schedules.wsd import wsd_schedule
+from optim.second_order.mfac import (
+    ScaleByMfacState,
+    mfac,
+    scale_by_mfac,
+)
 from optim.trees import (
     path_labels,
     path_string,
@@ -169,6 +174,7 @@ __all__ = [
     "ScaleByLarsState",
     "ScaleByLionState",
     "ScaleByMarsState",
+    "ScaleByMfacState",
     "ScaleByMuonState",
     "ScaleByScionState",
     "ScaleByShampooState",
@@ -206,6 +212,7 @@ __all__ = [
     "linear_decay_schedule",
     "lion",
     "mars",
+    "mfac",
     "muon",
     "normalized_gradient",
     "optimistic",
@@ -223,6 +230,7 @@ __all__ = [
     "scale_by_lars",
     "scale_by_lion",
     "scale_by_mars",
+    "scale_by_mfac",
     "scale_by_muon",
     "scale_by_normalized_gradient",
     "scale_by_scion",

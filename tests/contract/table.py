@@ -55,6 +55,10 @@ def _scale_by_cosmos(rate: Any) -> optax.GradientTransformation:
     return optim.scale_by_cosmos(rank=_RANK, dtype=None)
 
 
+# Inner products of a window of four gradients, shared by all parameters.
+_MFAC_GRAM_BYTES = 4 * 4 * 4 / (KERNEL[0] * KERNEL[1])
+
+
 # Two triangular factors, 4 bytes each, a parameter of a square matrix; one is not.
 _KRON_BYTES = 4 + 4 * (KERNEL[0] / KERNEL[1] + KERNEL[1] / KERNEL[0])
 
@@ -299,6 +303,16 @@ ROWS: tuple[Row, ...] = (
         "scion, unconstrained, without momentum",
         lambda rate: optim.scion(rate, unconstrained=True, dtype=None),
         state_bytes=0,
+    ),
+    Row(
+        "mfac",
+        lambda rate: optim.mfac(rate, window_size=4, damping=0.1, momentum=0.9, weight_decay=0.1),
+        state_bytes=4 * 4 + 4 + _MFAC_GRAM_BYTES,
+    ),
+    Row(
+        "scale_by_mfac",
+        lambda rate: optim.scale_by_mfac(4, 0.1),
+        state_bytes=4 * 4 + _MFAC_GRAM_BYTES,
     ),
     Row("soap", _soap, state_bytes=_SOAP_BYTES),
     Row("scale_by_soap", _scale_by_soap, state_bytes=_SOAP_BYTES),
