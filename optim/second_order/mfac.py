@@ -26,8 +26,8 @@ Parameters without a gradient in a step (None) count as having zeros there, and 
 
 *Cost.* 4 m bytes a parameter: at the default m = 1024, 4 KB for each; 2 m with
 `buffer_dtype="bfloat16"`; 4 more with momentum; 4 m^2 altogether. A step reads the window twice and
-factors a matrix of m x m; give the state away (donate it), or it is copied, too. Leaves of the
-window are sharded as the parameters are.
+factors a matrix of m x m; donate the state, or it is copied, too. Leaves of the window are sharded
+as the parameters are.
 
 `optim.keep_if_finite` outside would hold two windows. Around what follows it serves as well:
 `optax.chain(optim.scale_by_mfac(), optim.keep_if_finite(optax.scale_by_learning_rate(lr)))`.
@@ -52,7 +52,11 @@ from optim.solvers.windowed_inverse import Window, empty_window, newest_product,
 class ScaleByMfacState(NamedTuple):
     """State of `scale_by_mfac`."""
 
-    window: Window  # the last m gradients, (m, *shape) a leaf, and their inner products (m, m)
+    window: (
+        optax.Updates
+    )  # (m, *shape) a leaf, float32 or wider (or buffer_dtype): G
+    gram: jax.Array  # (m, m), float32 or wider: K
+    oldest: jax.Array  # (), int32, the row of the window that is replaced next
     mu: optax.Updates | None  # like the parameters, float32 or wider: v; None if momentum is 0
 
 
@@ -90,9 +94,9 @@ def scale_by_mfac(
     without_momentum = isinstance(momentum, numbers.Real) and momentum == 0
 
     def init(params: optax.Params) -> ScaleByMfacState:
-        floats = trees.float_copy(params)
+        floats = jax.tree.map(_without_integers, params)
         mu = None if without_momentum else trees.zeros_like(floats)
-        return ScaleByMfacState(empty_window(floats, int(window_size), buffer_dtype), mu)
+        return ScaleByMfacState(*empty_window(floats, int(window_size), buffer_dtype), mu)
 
     def update(
         updates: optax.Updates,
@@ -101,9 +105,9 @@ def scale_by_mfac(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByMfacState]:
         del params, extra_args
-        gradient = jax.tree.map(_for_window, updates, state.window.rows, is_leaf=_is_none)
-        whole = jax.tree.map(_zeros_for_none, state.window.rows, gradient)
-        window, taken = replace_oldest(state.window, whole)
+        gradient = jax.tree.map(_for_window, updates, state.window, is_leaf=_is_none)
+        whole = jax.tree.map(_zeros_for_none, state.window, gradient)
+        window, taken = replace_oldest(Window(state.window, state.gram, state.oldest), whole)
         direction = newest_product(window, damping * window_size)
 
         def rule(g: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:
@@ -117,13 +121,17 @@ def scale_by_mfac(
         old = () if state.mu is None else (state.mu,)
         found, new = trees.map_leaves(rule, gradient, old, direction)
         moves = jax.tree.map(_zeros_for_integers, updates, found, is_leaf=_is_none)
-        return moves, ScaleByMfacState(window, *(new or (None,)))
+        return moves, ScaleByMfacState(*window, *(new or (None,)))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _is_none(leaf: Any) -> bool:
     return leaf is None
+
+
+def _without_integers(leaf: jax.Array) -> jax.Array | optax.MaskedNode:
+    return leaf if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) else optax.MaskedNode()
 
 
 def _for_window(g: Any, rows: Any) -> Any:

@@ -116,12 +116,12 @@ def inverse_product(window: Window, y: Any, damping: ArrayLike) -> Any:
       y: a tree of arrays.
       damping: positive.
     """
-    factor, damping = cholesky(window.gram, damping)
+    factor, used = cholesky(window.gram, damping)
     products = inner_products(window.rows, y, factor.dtype)
     inside = combination(window.rows, jax.scipy.linalg.cho_solve((factor, True), products))
 
     def rest(leaf: jax.Array, inside: jax.Array) -> jax.Array:
-        return (trees.as_dtype(leaf, inside.dtype) - inside) / damping.astype(inside.dtype)
+        return (trees.as_dtype(leaf, inside.dtype) - inside) / used.astype(inside.dtype)
 
     return jax.tree.map(rest, y, inside)
 
@@ -157,6 +157,7 @@ def combination(rows: Any, weights: jax.Array) -> Any:
     return jax.tree.map(one, rows)
 
 
+@jax.jit
 def cholesky(gram: jax.Array, damping: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """L with L L' = gram + damping I, lower triangular, and the damping that it has.
 
