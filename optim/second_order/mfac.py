@@ -52,9 +52,7 @@ from optim.solvers.windowed_inverse import Window, empty_window, newest_product,
 class ScaleByMfacState(NamedTuple):
     """State of `scale_by_mfac`."""
 
-    window: (
-        optax.Updates
-    )  # (m, *shape) a leaf, float32 or wider (or buffer_dtype): G
+    window: optax.Updates  # (m, *shape) a leaf, float32 or wider (or buffer_dtype): G
     gram: jax.Array  # (m, m), float32 or wider: K
     oldest: jax.Array  # (), int32, the row of the window that is replaced next
     mu: optax.Updates | None  # like the parameters, float32 or wider: v; None if momentum is 0
