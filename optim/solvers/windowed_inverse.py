@@ -17,9 +17,11 @@ Z = L^-1 G, computed once, block by block::
 
     A^-1 y = (y - Z' Z y) / damping,    diag A^-1 = (1 - sum over rows of Z^2) / damping
 
-*Rounding.* K of nearly equal vectors has eigenvalues that are zero but for rounding, u |K|, and a
-smaller damping may leave K + damping I indefinite. Its factorization is then repeated with four
-times the damping, and so on, from u times the largest square on.
+*Rounding.* With u the dtype's epsilon: a damping below u |x|^2 gives weight to what the rounding of
+x itself has put there, and no form is exact then. K of nearly equal vectors has eigenvalues that
+are zero but for rounding, and with such a damping K + damping I may be indefinite. Its
+factorization is then repeated with four times the damping, and so on, from u times the largest
+square on.
 
 *Differences.* From the authors of M-FAC: (1) They subtract in both cases. (2) K + damping I is
 factored by Cholesky, where they have an LU without pivots and, for the static case, the recursion
