@@ -15,15 +15,19 @@ window, hence, with the window's gradients as rows of G and K = G G' kept up to 
 
     u = m G' (K + m damping I)^-1 e_newest
 
-*Differences.* From the authors' code: (1) That form of u, equal in exact arithmetic; theirs takes a
-difference of g / damping and nearly the same, which in float32 loses |g|^2 / damping: for |g| = 10,
-similar gradients (cosine 0.95) and the default damping, a tenth to a third of u is wrong, where
-here it is 3e-5 to 3e-4. (2) Any m; their kernels want
-m <= 1024 divisible by 32. (3) A gradient that is not finite makes the update nan and leaves the
-state as it is, where it would spoil m steps. (4) Where rounding leaves K + m damping I
-indefinite, its damping is raised (see `optim.solvers.windowed_inverse`). (5) Their `sparse`, which
-leaves out weights that are zero at the start, is a mask (`optax.masked`) of whole leaves here. (6)
-Parameters without a gradient in a step (None) count as having zeros there, and stay.
+*Differences.* From the authors' code:
+
+1. That form of u, equal in exact arithmetic. Theirs is a difference of g / damping and nearly the
+   same, and a difference loses |g|^2 / damping: in float32, for |g| = 10, gradients of cosine 0.95
+   and the default damping, Woodbury's is off by a tenth to a third of u, this form by 3e-4 at most.
+2. Any m; their kernels want m <= 1024, divisible by 32.
+3. A gradient that is not finite makes the update nan and leaves the state as it is, where it would
+   spoil m steps.
+4. Where rounding leaves K + m damping I indefinite, its damping is raised (see
+   `optim.solvers.windowed_inverse`).
+5. No `sparse`, which leaves out weights that are zero at the start; multiply gradients by a mask.
+6. Parameters without a gradient in a step (None) count as having zeros there, and stay. Integers
+   have no part in the window.
 
 *Cost.* 4 m bytes a parameter: at the default m = 1024, 4 KB for each; 2 m with
 `buffer_dtype="bfloat16"`; 4 more with momentum; 4 m^2 altogether. A step reads the window twice and
