@@ -18,12 +18,12 @@ They are minus log likelihoods in their natural parameter, where the Hessian by 
 depend on the labels and is E_y[s s']: Gauss-Newton is then the Fisher.
 
 *Leaves and dtypes.* The functions are called on parameters promoted to float32 at least, and
-products are in that dtype whatever the vector's: solvers and Lanczos do not get over the error of a
-bfloat16 product. Where that is wanted, let the function cast. Leaves that are not floating are
-constants: a vector may have anything there, None included, and its product has zeros in float32.
+products are in that dtype whatever the vector's, since a product in bfloat16 is wrong in its third
+digit; where that will do, let the function cast. Leaves that are not floating are constants: a
+vector may have anything there, None included, and its product has zeros in float32.
 
-*Cost.* In gradients of the loss, counting multiplications: a Hessian product 2, the others 4/3;
-making an operator 1, and for the others 1/3 without a product. On a decoder of 0.4 M parameters
+*Cost.* In gradients of the loss, counting multiplications: a Hessian product 2, the others 4/3, and
+before that, to make the operator, 1 and 1/3, once. On a decoder of 0.4 M parameters
 (float32, CPU seconds, medians of 11 interleaved rounds) a Hessian product takes 1.7, a Gauss-Newton
 product 1.1. The Hessian's linearization keeps 2.8 times as much as a gradient's backward pass does,
 the others as much as that. `python -m experiments bench curvature` measures it anew.
@@ -61,10 +61,8 @@ class OutputLoss(NamedTuple):
     """
 
     value: Callable[[Any], jax.Array]  # outputs -> scalar
-    hessian_product: Callable[
-        [Any, Any], Any
-    ]  # (outputs, vector like them) -> (grad grad l) vector
-    fisher_product: Callable[[Any, Any], Any]  # (outputs, vector like them) -> E_y[s s'] vector / n
+    hessian_product: Callable[[Any, Any], Any]  # (outputs, v like them) -> (grad grad l) v
+    fisher_product: Callable[[Any, Any], Any]  # (outputs, v like them) -> E_y[s s'] v / n
 
     def __call__(self, outputs: Any) -> jax.Array:
         return self.value(outputs)

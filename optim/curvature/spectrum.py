@@ -26,7 +26,7 @@ which Lanczos gives where the start spans less than m dimensions, count neither 
 towards the median. Only the authors' code was read for this rule.
 
 *Cost.* m products a probe; m vectors like the parameters in memory, whatever the number of probes,
-which are taken one after another; 8 m^2 n multiplications for the orthogonality.
+which are taken one after another; 4 m^2 n multiplications for the orthogonality.
 
 *Reference.* Golub and Meurant, Matrices, Moments and Quadrature, 1994; Ubaru, Chen and Saad, Fast
 Estimation of tr(f(A)) via Stochastic Lanczos Quadrature, 2017; Granziol, Zohren and Roberts,
