@@ -23,6 +23,7 @@ import optim
 from experiments.benchmarks.harness import Candidate, Comparison
 from experiments.configs.language import quickstart
 from experiments.models.decoder import Decoder
+from experiments.tasks.language import LanguageModel
 
 Operator = Callable[[Any], Any]
 
@@ -130,6 +131,7 @@ def candidates(quick: bool) -> Comparison:
         task = setting(Decoder(width=16, layers=1, heads=2, hidden=16), 2, 16)
     else:
         config = quickstart.get_config()
+        assert isinstance(config.task, LanguageModel)
         task = setting(config.task.model, config.batch_size, config.task.length)
     found = {"gradient": functools.partial(gradient, task)}
     chosen = (("Hessian",), ("empirical Fisher",)) if quick else (KEPT, MADE)

@@ -252,7 +252,7 @@ def fisher_operator(
     >>> import jax.numpy as jnp, optim
     >>> loss = optim.softmax_cross_entropy(jnp.array([0]))
     >>> matvec = optim.fisher_operator(lambda w: w[None], loss, jnp.log(jnp.array([1.0, 3.0])))
-    >>> print(matvec(jnp.array([1.0, 0.0])))  # p - p p' with p = 1/4, 3/4
+    >>> print(matvec(jnp.array([1.0, 0.0])).round(4))  # p - p p' with p = 1/4, 3/4
     [ 0.1875 -0.1875]
     """
     if not isinstance(output_loss, OutputLoss):
@@ -344,6 +344,7 @@ class _Space:
     """Trees like the parameters and the lists of their floating leaves, promoted."""
 
     def __init__(self, method: str, params: Any):
+        self.structure: Any
         flat, self.structure = jax.tree.flatten_with_path(params)
         leaves = [leaf for _, leaf in flat]
         self.method = method
@@ -398,8 +399,8 @@ class _Space:
 
 def _described(value: Any) -> Any:
     """The shape of an array, and of anything else what it is."""
-    leaf = jax.tree.structure(value) == jax.tree.structure(0)
-    return jnp.shape(value) if leaf and value is not None else repr(jax.tree.structure(value))
+    structure: Any = jax.tree.structure(value)
+    return jnp.shape(value) if structure == jax.tree.structure(0) else repr(structure)
 
 
 def _scalar(method: str, argument: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
