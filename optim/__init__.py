@@ -1,13 +1,21 @@
 """Optimizers for JAX that agree with their authors' code, as optax transformations."""
 
-from optim.averaging.ema import params_ema
-from optim.averaging.evaluation import evaluation_params
+from optim.averaging.ema import (
+    params_ema,
+)
+from optim.averaging.evaluation import (
+    evaluation_params,
+)
 from optim.control.agvm import (
     AgvmState,
     agvm,
 )
-from optim.control.hyperparams import inject_hyperparams
-from optim.control.nonfinite import keep_if_finite
+from optim.control.hyperparams import (
+    inject_hyperparams,
+)
+from optim.control.nonfinite import (
+    keep_if_finite,
+)
 from optim.curvature.products import (
     OutputLoss,
     empirical_fisher_operator,
@@ -46,8 +54,12 @@ from optim.elementwise.adopt import (
     adopt,
     scale_by_adopt,
 )
-from optim.elementwise.ascent import with_ascent_gradient
-from optim.elementwise.cautious import cautious
+from optim.elementwise.ascent import (
+    with_ascent_gradient,
+)
+from optim.elementwise.cautious import (
+    cautious,
+)
 from optim.elementwise.dadapt_adam import (
     DAdaptAdamState,
     dadapt_adam,
@@ -113,7 +125,9 @@ from optim.elementwise.schedule_free import (
     schedule_free_radam,
     schedule_free_sgd,
 )
-from optim.inspection import describe
+from optim.inspection import (
+    describe,
+)
 from optim.matrix.cosmos import (
     ScaleByCosmosState,
     cosmos,
@@ -161,13 +175,31 @@ from optim.schedules.ademamix import (
     ademamix_alpha_schedule,
     ademamix_b3_schedule,
 )
-from optim.schedules.linear import linear_decay_schedule
-from optim.schedules.update_probability import update_probability_schedule
-from optim.schedules.wsd import wsd_schedule
+from optim.schedules.linear import (
+    linear_decay_schedule,
+)
+from optim.schedules.update_probability import (
+    update_probability_schedule,
+)
+from optim.schedules.wsd import (
+    wsd_schedule,
+)
 from optim.second_order.mfac import (
     ScaleByMfacState,
     mfac,
     scale_by_mfac,
+)
+from optim.subspace.greedy import (
+    BlockProblem,
+    ScaleByGreedyBlockDescentState,
+    cyclic_blocks,
+    gauss_southwell,
+    gauss_southwell_diagonal,
+    gauss_southwell_lipschitz,
+    gauss_southwell_quadratic,
+    greedy_block_descent,
+    random_blocks,
+    scale_by_greedy_block_descent,
 )
 from optim.trees import (
     path_labels,
@@ -178,6 +210,7 @@ __all__ = [
     "AgvmState",
     "AutoNorm",
     "BiasRMSNorm",
+    "BlockProblem",
     "ColumnNorm",
     "DAdaptAdamState",
     "DAdaptSGDState",
@@ -194,6 +227,7 @@ __all__ = [
     "ScaleByAdemamixState",
     "ScaleByAdoptState",
     "ScaleByCosmosState",
+    "ScaleByGreedyBlockDescentState",
     "ScaleByImplicitGradientTransportState",
     "ScaleByKronState",
     "ScaleByLambState",
@@ -223,6 +257,7 @@ __all__ = [
     "apply_updates",
     "cautious",
     "cosmos",
+    "cyclic_blocks",
     "dadapt_adam",
     "dadapt_sgd",
     "describe",
@@ -232,7 +267,12 @@ __all__ = [
     "evaluation_params",
     "fisher_operator",
     "gauss_newton_operator",
+    "gauss_southwell",
+    "gauss_southwell_diagonal",
+    "gauss_southwell_lipschitz",
+    "gauss_southwell_quadratic",
     "gradient_noise",
+    "greedy_block_descent",
     "heavy_ball_from_spectrum",
     "hessian_operator",
     "implicit_gradient_transport",
@@ -254,10 +294,12 @@ __all__ = [
     "path_labels",
     "path_string",
     "prodigy",
+    "random_blocks",
     "scale_by_adam_mini",
     "scale_by_ademamix",
     "scale_by_adopt",
     "scale_by_cosmos",
+    "scale_by_greedy_block_descent",
     "scale_by_implicit_gradient_transport",
     "scale_by_kron",
     "scale_by_lamb",

@@ -119,6 +119,22 @@ def _shampoo(rate: Any) -> optax.GradientTransformation:
     return optim.shampoo(rate, eps=1e-3, frequency=2, grafting=squares, weight_decay=0.1)
 
 
+def _diagonal(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
+    """A positive curvature of every coordinate, other ones each step."""
+    del gradients
+
+    def leaf(p: Any) -> Any:
+        angles = (jnp.arange(p.size, dtype=jnp.int32) + step).astype(jnp.float32)
+        return 0.5 + jnp.abs(jnp.sin(angles)).reshape(p.shape)
+
+    return {"curvature": jax.tree.map(leaf, params)}
+
+
+def _greedy_block_descent(rate: Any) -> optax.GradientTransformation:
+    rule = optim.gauss_southwell_diagonal
+    return optim.greedy_block_descent(rate, blocks=7, select=rule, newton=True)
+
+
 # A row named as a public function of optim stands for it.
 ROWS: tuple[Row, ...] = (
     Row("lion", lambda rate: optim.lion(rate, weight_decay=0.1), state_bytes=4),
@@ -291,6 +307,13 @@ ROWS: tuple[Row, ...] = (
         _key,
         state_bytes=0,
     ),
+    Row("greedy_block_descent", _greedy_block_descent, _diagonal, state_bytes=0),
+    Row(
+        "scale_by_greedy_block_descent",
+        lambda rate: optim.scale_by_greedy_block_descent(7, select=optim.random_blocks),
+        _key,
+        state_bytes=0,
+    ),
     Row("lamb", optim.lamb, state_bytes=8),
     Row(
         "scale_by_lamb",
@@ -337,13 +360,19 @@ OTHER_FUNCTIONS = frozenset(
     {
         "adam_mini_blocks",
         "apply_updates",
+        "cyclic_blocks",
         "describe",
         "entropic_mirror_map",
         "euclidean_mirror_map",
         "evaluation_params",
+        "gauss_southwell",
+        "gauss_southwell_diagonal",
+        "gauss_southwell_lipschitz",
+        "gauss_southwell_quadratic",
         "inject_hyperparams",
         "path_labels",
         "path_string",
+        "random_blocks",
         "scion_init",
         "stochastic_round",
     }
