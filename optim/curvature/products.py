@@ -13,9 +13,10 @@ an operator takes many vectors at once. It is a tree of arrays, so that a functi
 may make one, take one and return one; outside of `jax.jit`, products run one operation at a time.
 
 *Output losses.* Gauss-Newton takes any `outputs -> scalar`, by the derivative of its gradient.
-`squared_error`, `softmax_cross_entropy` and `logistic_loss` bring their products in closed form.
-They are minus log likelihoods in their natural parameter, where the Hessian by the outputs does not
-depend on the labels and is E_y[s s']: Gauss-Newton is then the Fisher.
+`squared_error`, `softmax_cross_entropy` and `logistic_loss` bring their products in closed form,
+which is no faster but serves the Fisher too. They are minus log likelihoods in their natural
+parameter, where the Hessian by the outputs does not depend on the labels and is E_y[s s']:
+Gauss-Newton is then the Fisher.
 
 *Leaves and dtypes.* The functions are called on parameters promoted to float32 at least, and
 products are in that dtype whatever the vector's, since a product in bfloat16 is wrong in its third
@@ -23,15 +24,23 @@ digit; where that will do, let the function cast. Leaves that are not floating a
 vector may have anything there, None included, and its product has zeros in float32.
 
 *Cost.* In gradients of the loss, counting multiplications: a Hessian product 2, the others 4/3, and
-before that, to make the operator, 1 and 1/3, once. On a decoder of 0.4 M parameters
-(float32, CPU seconds, medians of 11 interleaved rounds) a Hessian product takes 1.7, a Gauss-Newton
-product 1.1. The Hessian's linearization keeps 2.8 times as much as a gradient's backward pass does,
-the others as much as that. `python -m experiments bench curvature` measures it anew.
+before that, to make the operator, 1 and 1/3, once. `python -m experiments bench curvature`, on the
+quickstart's decoder (float32, two CPU cores, medians of 7 rounds), in gradients of 119 ms::
 
-*Modes.* The Hessian is forward over reverse, and there is no choice: kept, reverse over reverse
-takes 2.1 gradients a product instead of 1.7; made anew for one product, it takes 4.4, reverse over
-forward 3.5 and forward over reverse 2.4 (`jax.jvp(jax.grad(loss_fn), (params,), (vector,))`). Since
-keeping costs too, an operator's first product comes to 3.8, and it pays from the fourth on.
+                                        product    operator and one product    keeps
+    Hessian                             1.70       2.68                        2.8
+    Gauss-Newton                        1.00       1.45                        0.9
+    Gauss-Newton of any loss            0.96
+    empirical Fisher                    0.95       1.33                        0.9
+    Hessian, reverse over reverse       2.07                                   2.7
+    Hessian, reverse over forward                  2.37
+    Hessian, forward over reverse                  2.18
+
+"Keeps" is the size of the operator, in temporaries of a gradient. Fisher's program is that of
+Gauss-Newton. The last three are not offered: forward over reverse, which the Hessian is, wins over
+the other two, kept or made anew. Where one product is all, the last line,
+`jax.jvp(jax.grad(loss_fn), (params,), (vector,))`, costs less than an operator; from the third
+product on it costs more.
 
 *Reference.* Pearlmutter, Fast Exact Multiplication by the Hessian, 1994; Schraudolph, Fast
 Curvature Matrix-Vector Products for Second-Order Gradient Descent, 2002; Martens, New Insights and
