@@ -52,7 +52,7 @@ class LanczosFactorization(NamedTuple):
 
     basis: Any  # like the start, with m in front, float32 or wider: orthonormal v_1 .. v_m
     diagonal: jax.Array  # (m,), float32 or wider: a
-    off_diagonal: jax.Array  # (m,), same dtype: b, whose last is the norm of what was left
+    off_diagonal: jax.Array  # (m,), same dtype: b, of which the last is the norm of what was left
 
 
 class Eigenpairs(NamedTuple):
