@@ -301,7 +301,8 @@ def _ritz(found: LanczosFactorization) -> tuple[jax.Array, jax.Array, jax.Array]
     a, b = found.diagonal, found.off_diagonal[:-1]
     seen = jnp.cumprod(jnp.concatenate([jnp.ones(1, a.dtype), (b > 0).astype(a.dtype)])) > 0
     # Where T is zero since the start is used up, the diagonal goes below all that is seen.
-    below = -4 * jnp.max(jnp.concatenate([abs(a), b])) - 1
+    largest = jnp.max(jnp.concatenate([abs(a), b]))
+    below = jnp.where(largest > 0, -4 * largest, -1)
     matrix = jnp.diag(jnp.where(seen, a, below)) + jnp.diag(b, 1) + jnp.diag(b, -1)
     values, vectors = jnp.linalg.eigh(matrix)
     return values, vectors, jnp.arange(a.size) >= a.size - jnp.sum(seen)

@@ -134,6 +134,15 @@ def test_a_start_of_two_eigenvectors_sees_two_eigenvalues():
     np.testing.assert_allclose(determinant, 16 * np.log(6) + np.log(2), rtol=1e-5)
 
 
+def test_an_operator_that_is_zero_or_tiny():
+    zero = optim.top_eigenpairs(lambda v: 0 * v, jnp.ones(4), 2, steps=3)
+    np.testing.assert_array_equal(zero.values, [0.0, jnp.nan])
+    np.testing.assert_allclose(zero.vectors[0], 0.5)
+    values = jnp.array([1e-12, 3e-12, 3e-12, 3e-12])
+    tiny = optim.top_eigenpairs(lambda v: values * v, jnp.ones(4), 3, steps=3)
+    np.testing.assert_allclose(tiny.values, [3e-12, 1e-12, jnp.nan], rtol=1e-5)
+
+
 VALUES = np.concatenate([np.linspace(0.5, 1.5, 30), [4.0, 5.0, 9.0]])
 
 
@@ -235,7 +244,8 @@ def test_spectrum_of_a_networks_hessian():
     inputs = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
 
     def loss(p):
-        return jnp.mean((jnp.tanh(inputs @ p["kernel"]) @ p["scale"]) ** p["power"])
+        outputs = jnp.tanh(inputs @ p["kernel"]) @ p["scale"]
+        return jnp.mean(outputs ** p["power"].astype(jnp.float32))
 
     @jax.jit
     def both(params):
@@ -246,7 +256,8 @@ def test_spectrum_of_a_networks_hessian():
         columns = jax.vmap(lambda v: ravel_pytree(matvec(unravel(v)))[0])(jnp.eye(9))
         return found.nodes[0], columns
 
-    nodes, columns = both(params)
+    with jax.numpy_dtype_promotion("strict"):
+        nodes, columns = both(params)
     expected = np.delete(np.delete(np.asarray(columns), 6, 0), 6, 1)  # without the integer
     np.testing.assert_allclose(np.asarray(columns)[6], 0.0)
     np.testing.assert_allclose(
