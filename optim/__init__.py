@@ -1,21 +1,13 @@
 """Optimizers for JAX that agree with their authors' code, as optax transformations."""
 
-from optim.averaging.ema import (
-    params_ema,
-)
-from optim.averaging.evaluation import (
-    evaluation_params,
-)
+from optim.averaging.ema import params_ema
+from optim.averaging.evaluation import evaluation_params
 from optim.control.agvm import (
     AgvmState,
     agvm,
 )
-from optim.control.hyperparams import (
-    inject_hyperparams,
-)
-from optim.control.nonfinite import (
-    keep_if_finite,
-)
+from optim.control.hyperparams import inject_hyperparams
+from optim.control.nonfinite import keep_if_finite
 from optim.curvature.products import (
     OutputLoss,
     empirical_fisher_operator,
@@ -54,12 +46,8 @@ from optim.elementwise.adopt import (
     adopt,
     scale_by_adopt,
 )
-from optim.elementwise.ascent import (
-    with_ascent_gradient,
-)
-from optim.elementwise.cautious import (
-    cautious,
-)
+from optim.elementwise.ascent import with_ascent_gradient
+from optim.elementwise.cautious import cautious
 from optim.elementwise.dadapt_adam import (
     DAdaptAdamState,
     dadapt_adam,
@@ -125,9 +113,7 @@ from optim.elementwise.schedule_free import (
     schedule_free_radam,
     schedule_free_sgd,
 )
-from optim.inspection import (
-    describe,
-)
+from optim.inspection import describe
 from optim.matrix.cosmos import (
     ScaleByCosmosState,
     cosmos,
@@ -175,20 +161,26 @@ from optim.schedules.ademamix import (
     ademamix_alpha_schedule,
     ademamix_b3_schedule,
 )
-from optim.schedules.linear import (
-    linear_decay_schedule,
-)
-from optim.schedules.update_probability import (
-    update_probability_schedule,
-)
-from optim.schedules.wsd import (
-    wsd_schedule,
-)
+from optim.schedules.linear import linear_decay_schedule
+from optim.schedules.update_probability import update_probability_schedule
+from optim.schedules.wsd import wsd_schedule
 from optim.second_order.mfac import (
     ScaleByMfacState,
     mfac,
     scale_by_mfac,
 )
+from optim.solvers.bicgstab import bicgstab
+from optim.solvers.cg import cg
+from optim.solvers.dense import dense_solve
+from optim.solvers.derivative import linear_solve
+from optim.solvers.gmres import gmres
+from optim.solvers.jacobi import jacobi_preconditioner
+from optim.solvers.lbfgs_history import lbfgs_preconditioner
+from optim.solvers.linear import SolveInfo
+from optim.solvers.minres import minres
+from optim.solvers.neumann import neumann
+from optim.solvers.normal_cg import normal_cg
+from optim.solvers.nystrom import nystrom_preconditioner
 from optim.subspace.greedy import (
     BlockProblem,
     ScaleByGreedyBlockDescentState,
@@ -242,6 +234,7 @@ __all__ = [
     "ScheduleFreeState",
     "SignNorm",
     "SoapStack",
+    "SolveInfo",
     "SpectralConvNorm",
     "SpectralNorm",
     "SpectralQuadrature",
@@ -255,11 +248,14 @@ __all__ = [
     "adopt",
     "agvm",
     "apply_updates",
+    "bicgstab",
     "cautious",
+    "cg",
     "cosmos",
     "cyclic_blocks",
     "dadapt_adam",
     "dadapt_sgd",
+    "dense_solve",
     "describe",
     "empirical_fisher_operator",
     "entropic_mirror_map",
@@ -271,24 +267,32 @@ __all__ = [
     "gauss_southwell_diagonal",
     "gauss_southwell_lipschitz",
     "gauss_southwell_quadratic",
+    "gmres",
     "gradient_noise",
     "greedy_block_descent",
     "heavy_ball_from_spectrum",
     "hessian_operator",
     "implicit_gradient_transport",
     "inject_hyperparams",
+    "jacobi_preconditioner",
     "keep_if_finite",
     "kron",
     "lamb",
     "lanczos",
     "lars",
+    "lbfgs_preconditioner",
     "linear_decay_schedule",
+    "linear_solve",
     "lion",
     "logistic_loss",
     "mars",
     "mfac",
+    "minres",
     "muon",
+    "neumann",
+    "normal_cg",
     "normalized_gradient",
+    "nystrom_preconditioner",
     "optimistic",
     "params_ema",
     "path_labels",
