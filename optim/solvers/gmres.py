@@ -111,7 +111,7 @@ def gmres(
         start = (basis, jnp.eye(size, dtype=dtype), jnp.eye(size + 1, dtype=dtype))
         carry = (*start, jnp.int32(0), jnp.bool_(True))
         basis, triangle, q, k, regular = jax.lax.while_loop(goes_on, body, carry)
-        used = jnp.arange(size) < jnp.where(regular, k, k - 1)
+        used = jnp.arange(size, dtype=k.dtype) < jnp.where(regular, k, k - 1)
         with jax.default_matmul_precision("highest"):
             y = jax.scipy.linalg.solve_triangular(triangle, jnp.where(used, first * q[:size, 0], 0))
         d = precondition(combine(jnp.append(y, jnp.zeros(1, dtype)), basis))
