@@ -1,0 +1,77 @@
+"""Every mode of differentiation through a linear solve, against the dense inverse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optim
+
+SIZE = 5
+SOLVERS = [(optim.cg, True), (optim.minres, True), (optim.gmres, False), (optim.bicgstab, False)]
+
+
+def system(symmetric):
+    """theta -> A, b; A has eigenvalues with a positive real part."""
+    random = np.random.default_rng(0)
+    base, turn = random.normal(size=(2, SIZE, SIZE))
+    base = base @ base.T / SIZE + np.eye(SIZE)
+    turn = turn + turn.T if symmetric else turn
+
+    def of(theta):
+        a = jnp.asarray(base) + 0.1 * jnp.sin(theta[0]) * jnp.asarray(turn)
+        return a, jnp.cos(theta[1] + jnp.arange(SIZE, dtype=float))
+
+    return of
+
+
+@pytest.mark.parametrize(("solver", "symmetric"), SOLVERS, ids=lambda x: getattr(x, "__name__", ""))
+def test_grad_jvp_and_hessian_are_those_of_the_dense_solve(solver, symmetric):
+    of = system(symmetric)
+
+    def ours(theta):
+        a, b = of(theta)
+        x, _ = optim.linear_solve(lambda v: a @ v, b, solver=solver, tolerance=1e-13)
+        return jnp.sum(x**3)
+
+    def dense(theta):
+        a, b = of(theta)
+        return jnp.sum(jnp.linalg.solve(a, b) ** 3)
+
+    with jax.enable_x64(True):
+        theta = jnp.array([0.3, 0.7])
+        for mode in (jax.grad, jax.jacfwd, jax.hessian):
+            np.testing.assert_allclose(
+                jax.jit(mode(ours))(theta), mode(dense)(theta), rtol=1e-8, atol=1e-10
+            )
+
+
+def test_a_batch_has_the_gradients_of_its_members():
+    def loss(scale):
+        x, info = optim.linear_solve(lambda v: scale * v, jnp.array([2.0, 4.0]))
+        return x.sum(), info
+
+    scales = jnp.array([1.0, 2.0, 4.0])
+    gradients, info = jax.vmap(jax.grad(loss, has_aux=True))(scales)
+    np.testing.assert_allclose(gradients, -6 / scales**2, rtol=1e-5)
+    assert info.converged.all() and info.products.shape == (3,)
+
+
+def test_the_preconditioner_is_transposed_where_the_matrix_is_not_symmetric():
+    a = jnp.array([[4.0, 1.0], [0.0, 2.0]])
+    inverse = jnp.linalg.inv(a)
+
+    def first(b):
+        x, _ = optim.linear_solve(
+            lambda v: a @ v, b, solver=optim.gmres, preconditioner=lambda r: inverse @ r
+        )
+        return x[0]
+
+    np.testing.assert_allclose(jax.grad(first)(jnp.ones(2)), inverse[0], rtol=1e-5)
+
+
+def test_no_derivative_flows_through_the_start():
+    def first(init):
+        return optim.linear_solve(lambda v: 2 * v, jnp.ones(2), init=init)[0][0]
+
+    assert (jax.grad(first)(jnp.array([0.3, 0.1])) == 0).all()
