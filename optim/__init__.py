@@ -8,6 +8,12 @@ from optim.control.agvm import (
 )
 from optim.control.hyperparams import inject_hyperparams
 from optim.control.nonfinite import keep_if_finite
+from optim.curvature.diagonal import (
+    empirical_fisher,
+    gauss_newton_bartlett,
+    hutchinson,
+    spatial_average,
+)
 from optim.curvature.products import (
     OutputLoss,
     empirical_fisher_operator,
@@ -164,10 +170,24 @@ from optim.schedules.ademamix import (
 from optim.schedules.linear import linear_decay_schedule
 from optim.schedules.update_probability import update_probability_schedule
 from optim.schedules.wsd import wsd_schedule
+from optim.second_order.adahessian import (
+    ScaleByAdahessianState,
+    adahessian,
+    scale_by_adahessian,
+)
 from optim.second_order.mfac import (
     ScaleByMfacState,
     mfac,
     scale_by_mfac,
+)
+from optim.second_order.sophia import (
+    ScaleBySophiaState,
+    scale_by_sophia,
+    sophia,
+)
+from optim.second_order.with_curvature import (
+    WithCurvatureState,
+    with_curvature,
 )
 from optim.solvers.bicgstab import bicgstab
 from optim.solvers.cg import cg
@@ -215,6 +235,7 @@ __all__ = [
     "OutputLoss",
     "ProdigyState",
     "RowNorm",
+    "ScaleByAdahessianState",
     "ScaleByAdamMiniState",
     "ScaleByAdemamixState",
     "ScaleByAdoptState",
@@ -231,6 +252,7 @@ __all__ = [
     "ScaleByScionState",
     "ScaleByShampooState",
     "ScaleBySoapState",
+    "ScaleBySophiaState",
     "ScheduleFreeState",
     "SignNorm",
     "SoapStack",
@@ -239,7 +261,9 @@ __all__ = [
     "SpectralNorm",
     "SpectralQuadrature",
     "TransportedParamsState",
+    "WithCurvatureState",
     "WithPreviousGradientState",
+    "adahessian",
     "adam_mini",
     "adam_mini_blocks",
     "ademamix",
@@ -257,11 +281,13 @@ __all__ = [
     "dadapt_sgd",
     "dense_solve",
     "describe",
+    "empirical_fisher",
     "empirical_fisher_operator",
     "entropic_mirror_map",
     "euclidean_mirror_map",
     "evaluation_params",
     "fisher_operator",
+    "gauss_newton_bartlett",
     "gauss_newton_operator",
     "gauss_southwell",
     "gauss_southwell_diagonal",
@@ -272,6 +298,7 @@ __all__ = [
     "greedy_block_descent",
     "heavy_ball_from_spectrum",
     "hessian_operator",
+    "hutchinson",
     "implicit_gradient_transport",
     "inject_hyperparams",
     "jacobi_preconditioner",
@@ -299,6 +326,7 @@ __all__ = [
     "path_string",
     "prodigy",
     "random_blocks",
+    "scale_by_adahessian",
     "scale_by_adam_mini",
     "scale_by_ademamix",
     "scale_by_adopt",
@@ -316,6 +344,7 @@ __all__ = [
     "scale_by_scion",
     "scale_by_shampoo",
     "scale_by_soap",
+    "scale_by_sophia",
     "schedule_free",
     "schedule_free_adamw",
     "schedule_free_radam",
@@ -325,6 +354,8 @@ __all__ = [
     "shampoo",
     "soap",
     "softmax_cross_entropy",
+    "sophia",
+    "spatial_average",
     "spectral_density",
     "spectral_quadrature",
     "spectral_sum",
@@ -334,6 +365,7 @@ __all__ = [
     "transported_params",
     "update_probability_schedule",
     "with_ascent_gradient",
+    "with_curvature",
     "with_previous_gradient",
     "wsd_schedule",
 ]

@@ -48,6 +48,21 @@ def float_copy(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
+def any_element(faulty: Callable[..., Any], *trees: Any) -> jax.Array:
+    """Whether `faulty` of any element of any leaf of floats, of trees that are alike."""
+    found = [
+        jnp.any(faulty(*leaves))
+        for leaves in zip(*map(jax.tree.leaves, trees), strict=True)
+        if jnp.issubdtype(jnp.result_type(leaves[0]), jnp.inexact)
+    ]
+    return jnp.any(jnp.stack(found)) if found else jnp.zeros((), bool)
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every float of the tree is a number."""
+    return ~any_element(lambda leaf: ~jnp.isfinite(leaf), tree)
+
+
 def norm(tree: Any) -> jax.Array:
     """The Euclidean norm of all leaves together, in their common `accumulator_dtype`."""
     leaves = jax.tree.leaves(tree)

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optim import trees
+
 
 class KeepIfFiniteState(NamedTuple):
     """State of `keep_if_finite`."""
@@ -57,7 +59,8 @@ def keep_if_finite(
         **extra_args: Any,
     ) -> tuple[optax.Updates, KeepIfFiniteState]:
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
-        bad = _any(_faults, updates) | _any(_new_faults, inner_state, state.inner_state)
+        bad = ~trees.all_finite(updates)
+        bad |= trees.any_element(_new_fault, inner_state, state.inner_state)
         updates = jax.tree.map(lambda u: jnp.where(bad, jnp.zeros_like(u), u), updates)
 
         def keep(new: jax.Array, old: jax.Array) -> jax.Array:
@@ -73,19 +76,5 @@ def keep_if_finite(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _faults(leaf: jax.Array) -> jax.Array:
-    return ~jnp.isfinite(leaf)
-
-
-def _new_faults(new: jax.Array, old: jax.Array) -> jax.Array:
+def _new_fault(new: jax.Array, old: jax.Array) -> jax.Array:
     return ~jnp.isfinite(new) & jnp.isfinite(old)
-
-
-def _any(faults: Any, *trees: Any) -> jax.Array:
-    """Whether any element of any inexact leaf has a fault."""
-    found = [
-        jnp.any(faults(*leaves))
-        for leaves in zip(*map(jax.tree.leaves, trees), strict=True)
-        if jnp.issubdtype(jnp.result_type(leaves[0]), jnp.inexact)
-    ]
-    return jnp.any(jnp.stack(found)) if found else jnp.zeros((), bool)

@@ -59,6 +59,7 @@ import optax
 from jax.typing import ArrayLike
 
 from optim import trees
+from optim.curvature.space import Space, described, scalar_valued
 
 Operator = Callable[[Any], Any]  # a tree like the parameters -> its product, likewise
 
@@ -133,7 +134,7 @@ def softmax_cross_entropy(labels: ArrayLike) -> OutputLoss:
     count = jnp.size(labels)
 
     def prepared(outputs: Any) -> jax.Array:
-        given = _described(outputs)
+        given = described(outputs)
         classes = given[-1:] if isinstance(given, tuple) else ()
         wanted = f"an array of the labels' shape and an axis of classes, {shape} + (classes,)"
         return _array("softmax_cross_entropy", outputs, (*shape, *classes), wanted)
@@ -199,8 +200,8 @@ def hessian_operator(loss_fn: Callable[[Any], jax.Array], params: Any) -> Operat
     >>> print(product["a"], product["b"])
     6.0 4.0
     """
-    space = _Space("hessian_operator", params)
-    loss = _scalar("hessian_operator", "loss_fn", space.function(loss_fn, params))
+    space = Space("hessian_operator", params)
+    loss = scalar_valued("hessian_operator", "loss_fn", space.function(loss_fn, params))
     _, push = jax.linearize(jax.grad(loss), space.coordinates(params))
     return jax.tree_util.Partial(functools.partial(_linear, space), push)
 
@@ -235,8 +236,8 @@ def gauss_newton_operator(
     def middle(outputs: Any) -> Operator:
         if isinstance(output_loss, OutputLoss):
             return _closed_form(output_loss.hessian_product, outputs)
-        scalar = _scalar("gauss_newton_operator", "output_loss", output_loss)
-        return jax.linearize(jax.grad(scalar), outputs)[1]
+        loss = scalar_valued("gauss_newton_operator", "output_loss", output_loss)
+        return jax.linearize(jax.grad(loss), outputs)[1]
 
     return _sandwich("gauss_newton_operator", predict, middle, params)
 
@@ -301,7 +302,7 @@ def empirical_fisher_operator(losses_fn: Callable[[Any], jax.Array], params: Any
     def middle(losses: Any) -> Operator:
         if not isinstance(losses, jax.Array) or losses.ndim == 0:
             raise ValueError(
-                f"{method}: losses_fn returns {_described(losses)}; accepted: an array of the "
+                f"{method}: losses_fn returns {described(losses)}; accepted: an array of the "
                 "losses of the examples, not yet averaged."
             )
         return jax.tree_util.Partial(functools.partial(_mean, losses.size))
@@ -317,7 +318,7 @@ def _sandwich(
     J is the transpose of the pullback, since models may have reverse rules of their own and then
     nothing forward.
     """
-    space = _Space(method, params)
+    space = Space(method, params)
     outputs, pull = jax.vjp(space.function(function, params), space.coordinates(params))
     shapes = jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape, z.dtype), outputs)
     product = functools.partial(_pushed_and_pulled, space, shapes)
@@ -327,12 +328,12 @@ def _sandwich(
 # An operator is a Partial of one of these and of what its linearization keeps, a tree of arrays.
 
 
-def _linear(space: "_Space", push: Operator, vector: Any) -> Any:
+def _linear(space: Space, push: Operator, vector: Any) -> Any:
     return space.tree(push(space.coordinates(vector)))
 
 
 def _pushed_and_pulled(
-    space: "_Space", shapes: Any, pull: Callable[[Any], Any], inner: Operator, vector: Any
+    space: Space, shapes: Any, pull: Callable[[Any], Any], inner: Operator, vector: Any
 ) -> Any:
     push = jax.linear_transpose(lambda outputs: pull(outputs)[0], shapes)
     product = inner(push(space.coordinates(vector))[0])
@@ -349,85 +350,10 @@ def _closed_form(product: Callable[[Any, Any], Any], outputs: Any) -> Operator:
     return jax.linearize(functools.partial(product, outputs), outputs)[1]
 
 
-class _Space:
-    """Trees like the parameters and the lists of their floating leaves, promoted."""
-
-    def __init__(self, method: str, params: Any):
-        self.structure: Any
-        flat, self.structure = jax.tree.flatten_with_path(params)
-        leaves = [leaf for _, leaf in flat]
-        self.method = method
-        self.paths = [trees.path_string(path) for path, _ in flat]
-        self.shapes = [jnp.shape(x) for x in leaves]
-        self.dtypes = [trees.accumulator_dtype(x) for x in leaves]
-        self.floating = [jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in leaves]
-        for path, dtype in zip(self.paths, self.dtypes, strict=True):
-            if jnp.issubdtype(dtype, jnp.complexfloating):
-                raise ValueError(
-                    f"{method}: the parameter {path!r} has dtype {dtype}; accepted: real ones."
-                )
-
-    def function(self, function: Callable[[Any], Any], params: Any) -> Callable[[Any], Any]:
-        """The function of parameters as one of their floating leaves; the others are constants."""
-        leaves = jax.tree.leaves(params)
-        return lambda point: function(self._filled(point, leaves))
-
-    def coordinates(self, vector: Any) -> list[jax.Array]:
-        """The leaves of a vector where the parameters are floating."""
-        try:
-            leaves = self.structure.flatten_up_to(vector)
-        except ValueError as error:
-            raise ValueError(
-                f"{self.method}: the vector is {jax.tree.structure(vector)}; accepted: a tree like "
-                f"the parameters, {self.structure}."
-            ) from error
-        chosen = []
-        for i, x in enumerate(leaves):
-            if self.floating[i]:
-                if _described(x) != self.shapes[i]:
-                    raise ValueError(
-                        f"{self.method}: the vector's leaf {self.paths[i]!r} is {_described(x)}; "
-                        f"accepted: an array of the parameter's shape, {self.shapes[i]}."
-                    )
-                chosen.append(trees.as_dtype(x, self.dtypes[i]))
-        return chosen
-
-    def tree(self, point: list[jax.Array]) -> Any:
-        """A product as a tree like the parameters, with zeros where these are not floating."""
-        constants = [
-            None if is_float else jnp.zeros(shape, dtype)
-            for is_float, shape, dtype in zip(self.floating, self.shapes, self.dtypes, strict=True)
-        ]
-        return self._filled(point, constants)
-
-    def _filled(self, point: list[Any], others: list[Any]) -> Any:
-        left = iter(point)
-        pairs = zip(self.floating, others, strict=True)
-        return self.structure.unflatten([next(left) if is_float else x for is_float, x in pairs])
-
-
-def _described(value: Any) -> Any:
-    """The shape of an array, and of anything else what it is."""
-    structure: Any = jax.tree.structure(value)
-    return jnp.shape(value) if structure == jax.tree.structure(0) else repr(structure)
-
-
-def _scalar(method: str, argument: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def checked(point: Any) -> Any:
-        value = function(point)
-        if _described(value) != ():
-            raise ValueError(
-                f"{method}: {argument} returns {_described(value)}; accepted: a scalar."
-            )
-        return value
-
-    return checked
-
-
 def _array(method: str, outputs: Any, shape: tuple[int, ...], wanted: str) -> jax.Array:
     """The outputs in float32 at least, if they have the shape."""
-    if _described(outputs) != shape:
-        raise ValueError(f"{method}: the outputs are {_described(outputs)}; accepted: {wanted}.")
+    if described(outputs) != shape:
+        raise ValueError(f"{method}: the outputs are {described(outputs)}; accepted: {wanted}.")
     if not jnp.issubdtype(jnp.result_type(outputs), jnp.floating):
         raise ValueError(
             f"{method}: the outputs have dtype {jnp.result_type(outputs)}; accepted: floats."

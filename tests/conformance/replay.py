@@ -42,12 +42,19 @@ class AdapterError(Exception):
 Adapter = Callable[[Recording, Any], Mapping[str, Pair]]
 
 
-def open_loop(build: Callable[..., optax.GradientTransformation]) -> Adapter:
+# The curvature estimates of all steps, (steps, ...) by leaf.
+Curvatures = Callable[[Recording, Any], Mapping[str, Any]]
+
+
+def open_loop(
+    build: Callable[..., optax.GradientTransformation], curvatures: Curvatures | None = None
+) -> Adapter:
     """An adapter that feeds the recorded gradients to `build(**hyper)` from the recorded start.
 
     The parameters of `build` are the official constructor's arguments; a hyper-parameter that it
     does not name is an error. Where averages `x/` are recorded, what the method serves for
-    evaluation is compared with them.
+    evaluation is compared with them. `curvatures` is what `optim.with_curvature` estimates, each
+    step's, which it asks for or not.
     """
 
     def adapter(recording: Recording, dtype: Any) -> Mapping[str, Pair]:
@@ -56,18 +63,24 @@ def open_loop(build: Callable[..., optax.GradientTransformation]) -> Adapter:
         if recording.final is None or not gradients:
             raise AdapterError(f"{recording.stem} records no gradients and parameters to compare.")
 
+        estimates = curvatures(recording, dtype) if curvatures else None
+
         @jax.jit
-        def run(params: Any, gradients: Any) -> Any:
-            def step(carry: Any, gradient: Any) -> Any:
+        def run(params: Any, inputs: Any) -> Any:
+            def step(carry: Any, inputs: Any) -> Any:
                 params, state = carry
-                updates, state = transformation.update(gradient, state, params)
+                gradient, estimate = inputs
+                extras = {"curvature_fn": lambda params, key: estimate, "key": 0}
+                updates, state = transformation.update(
+                    gradient, state, params, **(extras if curvatures else {})
+                )
                 params = optim.apply_updates(params, updates)
                 return (params, state), (params, optim.evaluation_params(state, params))
 
-            return jax.lax.scan(step, (params, transformation.init(params)), gradients)[1]
+            return jax.lax.scan(step, (params, transformation.init(params)), inputs)[1]
 
         start = recording.tree("p0", dtype)
-        ours, served = run(jax.tree.map(jnp.asarray, start), gradients)
+        ours, served = run(jax.tree.map(jnp.asarray, start), (gradients, estimates))
         recorded = recording.tree(recording.final)
         pairs = {leaf: Pair(np.asarray(ours[leaf]), recorded[leaf], start[leaf]) for leaf in start}
         for leaf, average in recording.tree("x").items():

@@ -99,11 +99,6 @@ def _scale_by_soap(rate: Any) -> optax.GradientTransformation:
     return optim.scale_by_soap(initial_basis=_full_rank_basis)
 
 
-def _step_key(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
-    del params, gradients
-    return {"key": jax.random.fold_in(jax.random.key(3), step)}
-
-
 # Two factors and two roots, 4 bytes each, a parameter of a square matrix; one is not.
 _SHAMPOO_BYTES = 4 + 8 * (KERNEL[0] / KERNEL[1] + KERNEL[1] / KERNEL[0])
 
@@ -128,6 +123,16 @@ def _diagonal(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
         return 0.5 + jnp.abs(jnp.sin(angles)).reshape(p.shape)
 
     return {"curvature": jax.tree.map(leaf, params)}
+
+
+def _curvature_of_a_quartic(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
+    """Of sum p^4 / 4 over the floats, for a wrapper that asks for an estimate."""
+
+    def loss(params: Any) -> Any:
+        floats = [p for p in jax.tree.leaves(params) if jnp.issubdtype(p.dtype, jnp.inexact)]
+        return sum(jnp.sum(p**4) for p in floats) / 4
+
+    return {"curvature_fn": optim.hutchinson(loss), **_key(params, gradients, step)}
 
 
 def _greedy_block_descent(rate: Any) -> optax.GradientTransformation:
@@ -337,6 +342,31 @@ ROWS: tuple[Row, ...] = (
         lambda rate: optim.scale_by_mfac(4, 0.1),
         state_bytes=4 * 4 + _MFAC_GRAM_BYTES,
     ),
+    Row("sophia", lambda rate: optim.sophia(rate, gamma=1.0), _diagonal, state_bytes=8),
+    Row(
+        "scale_by_sophia",
+        lambda rate: optim.scale_by_sophia(variant="paper", gamma=1.0),
+        _diagonal,
+        state_bytes=8,
+    ),
+    Row(
+        "adahessian",
+        lambda rate: optim.adahessian(rate, weight_decay=0.1),
+        _diagonal,
+        state_bytes=8,
+    ),
+    Row(
+        "scale_by_adahessian",
+        lambda rate: optim.scale_by_adahessian(hessian_power=0.5, averaging="windows"),
+        _diagonal,
+        state_bytes=8,
+    ),
+    Row(
+        "with_curvature",
+        lambda rate: optim.with_curvature(optim.sophia(rate, gamma=1.0), every=2),
+        _curvature_of_a_quartic,
+        state_bytes=8,
+    ),
     Row("soap", _soap, state_bytes=_SOAP_BYTES),
     Row("scale_by_soap", _scale_by_soap, state_bytes=_SOAP_BYTES),
     Row("shampoo", _shampoo, state_bytes=_SHAMPOO_BYTES + 4),
@@ -365,11 +395,13 @@ OTHER_FUNCTIONS = frozenset(
         "cyclic_blocks",
         "dense_solve",
         "describe",
+        "empirical_fisher",
         "empirical_fisher_operator",
         "entropic_mirror_map",
         "euclidean_mirror_map",
         "evaluation_params",
         "fisher_operator",
+        "gauss_newton_bartlett",
         "gauss_newton_operator",
         "gauss_southwell",
         "gauss_southwell_diagonal",
@@ -378,6 +410,7 @@ OTHER_FUNCTIONS = frozenset(
         "gmres",
         "heavy_ball_from_spectrum",
         "hessian_operator",
+        "hutchinson",
         "inject_hyperparams",
         "jacobi_preconditioner",
         "lanczos",
@@ -393,6 +426,7 @@ OTHER_FUNCTIONS = frozenset(
         "random_blocks",
         "scion_init",
         "softmax_cross_entropy",
+        "spatial_average",
         "spectral_density",
         "spectral_quadrature",
         "spectral_sum",
