@@ -35,6 +35,21 @@ class Schedule:
 
 
 @dataclasses.dataclass
+class Curvature:
+    """An estimate of the curvature's diagonal for an optimizer that takes one, as `sophia` does.
+
+    `name` is `hutchinson`, `gauss_newton_bartlett`, which wants a task that classifies, or
+    `empirical_fisher`. The estimate is made at the steps start, start + every, ... from 0, on the
+    batch of the step, over all its micro-batches.
+    """
+
+    name: str = "hutchinson"
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    every: int = 1  # steps
+    start: int = 0
+
+
+@dataclasses.dataclass
 class Optimizer:
     """An optimizer by name, and what is applied to it by path of the parameter.
 
@@ -51,6 +66,7 @@ class Optimizer:
     learning_rate_multipliers: tuple[tuple[str, float], ...] = ()  # (pattern, factor)
     weight_decay_multipliers: tuple[tuple[str, float], ...] = ()  # (pattern, factor)
     frozen: tuple[str, ...] = ()  # patterns of the parameters that do not move and have no state
+    curvature: Curvature | None = None  # what sophia and adahessian take; of the outermost alone
     ema_decay: float = 0.0  # of the averaged parameters that are evaluated; 0 evaluates the last
 
 

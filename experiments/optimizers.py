@@ -41,7 +41,7 @@ def build_schedule(config: Schedule, learning_rate: float, steps: int) -> optax.
         target = next((name for name in names if name in parameters), None)
         if target is not None:
             kwargs.setdefault(target, value)
-    return _call(function, "config.optimizer.schedule", config.name, kwargs)
+    return call(function, "config.optimizer.schedule", config.name, kwargs)
 
 
 def build_optimizer(
@@ -49,9 +49,9 @@ def build_optimizer(
 ) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
     """The transformation that a config names, for parameters of these paths and shapes.
 
-    Order: clip, the named optimizer (one a group where weight decay differs), multipliers of the
-    learning rate, average. Clipping measures the whole tree; an optimizer that is split into groups
-    measures each group on its own.
+    Order: the estimate of the curvature, clip, the named optimizer (one a group where weight decay
+    differs), multipliers of the learning rate, average. Clipping measures the whole tree; an
+    optimizer that is split into groups measures each group on its own.
     """
     schedule = build_schedule(config.schedule, config.learning_rate, steps)
     kwargs = {key: _nested(value, steps, params) for key, value in config.kwargs.items()}
@@ -63,22 +63,33 @@ def build_optimizer(
     if config.frozen:
         frozen = by_path(params, tuple((pattern, True) for pattern in config.frozen), default=False)
         labels = jax.tree.map(lambda leaf: "frozen" if leaf else "trained", frozen)
-        tx = optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+        tx = _partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
     if config.clip_norm:
         tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
     if config.ema_decay:
         tx = optax.chain(tx, optim.params_ema(config.ema_decay))
+    if config.curvature:
+        times = {"every": config.curvature.every, "start": config.curvature.start}
+        field = "config.optimizer.curvature"
+        tx = call(optim.with_curvature, field, "with_curvature", {"inner": tx, **times})
     return optax.with_extra_args_support(tx), schedule
 
 
 def _nested(value: Any, steps: int, params: Any) -> Any:
     """An optimizer among the arguments of another, as `auxiliary` or `inner`, is built first."""
-    return build_optimizer(value, steps, params)[0] if isinstance(value, Optimizer) else value
+    if not isinstance(value, Optimizer):
+        return value
+    if value.curvature:
+        raise UserError(
+            f"config.optimizer.kwargs: {value.name} has a curvature of its own; set that of the "
+            "outermost optimizer, which sees all parameters."
+        )
+    return build_optimizer(value, steps, params)[0]
 
 
 def _with_weight_decay(config: Optimizer, schedule: optax.Schedule, params: Any) -> Any:
     function = find(config.name)
-    build = functools.partial(_call, function, "config.optimizer", config.name)
+    build = functools.partial(call, function, "config.optimizer", config.name)
     kwargs = dict(config.kwargs)
     if "learning_rate" in inspect.signature(function).parameters:  # a scale_by_<name> has none
         kwargs.setdefault("learning_rate", schedule)
@@ -99,7 +110,12 @@ def _with_weight_decay(config: Optimizer, schedule: optax.Schedule, params: Any)
         factor: build(kwargs | {"weight_decay": decay * factor})
         for factor in {*jax.tree.leaves(factors)}
     }
-    return optax.partition(groups, factors)
+    return _partition(groups, factors)
+
+
+def _partition(groups: dict[Any, Any], labels: Any) -> optax.GradientTransformationExtraArgs:
+    """Each group with its own part of a curvature estimate."""
+    return optax.partition(groups, labels, mask_compatible_extra_args=True)
 
 
 def by_path(params: Any, rules: tuple[tuple[str, Any], ...], default: Any) -> Any:
@@ -110,7 +126,7 @@ def by_path(params: Any, rules: tuple[tuple[str, Any], ...], default: Any) -> An
         raise UserError(f"config.optimizer: {error}") from error
 
 
-def _call(function: Callable[..., Any], field: str, name: str, kwargs: dict[str, Any]) -> Any:
+def call(function: Callable[..., Any], field: str, name: str, kwargs: dict[str, Any]) -> Any:
     """Call with keyword arguments; what they have wrong becomes a sentence that names the field."""
     parameters = inspect.signature(function).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):

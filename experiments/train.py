@@ -15,6 +15,7 @@ import optax
 import optim
 from experiments.checkpoints import Checkpoints, Counters
 from experiments.config import Config, UserError
+from experiments.curvature import build_curvature
 from experiments.mesh import check_batch, make_mesh, place_batch, state_sharding
 from experiments.optimizers import build_optimizer
 from experiments.records import Records
@@ -94,15 +95,27 @@ def make_train_step(
     gradient = mean_over_micro_batches(
         jax.value_and_grad(task.loss, has_aux=True), config.accumulation
     )
+    estimate = None
+    if config.optimizer.curvature:
+        estimator = build_curvature(config.optimizer.curvature, task)
+        estimate = mean_over_micro_batches(estimator, config.accumulation)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         loss_key, update_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         (loss, metrics), grads = gradient(state.params, batch, loss_key)
         # A loss that is not finite may still have finite gradients; they mean nothing.
         grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), grads)
-        updates, optimizer = tx.update(
-            grads, state.optimizer, state.params, value=loss, key=update_key
-        )
+        calls: dict[str, Any] = {"grad_fn": lambda params: gradient(params, batch, loss_key)[1]}
+        if estimate:
+            calls["curvature_fn"] = lambda params, key: estimate(params, batch, key)
+        try:
+            updates, optimizer = tx.update(
+                grads, state.optimizer, state.params, value=loss, key=update_key, **calls
+            )
+        except ValueError as error:
+            hint = "" if estimate else " config.optimizer.curvature is None."
+            hint *= "curvature" in str(error)
+            raise UserError(f"config.optimizer ({config.optimizer.name}): {error}{hint}") from error
         params = optim.apply_updates(state.params, updates)
         metrics = {**metrics, "loss": loss, "gradient_norm": optax.tree.norm(grads)}
         if config.on_nonfinite == "skip":

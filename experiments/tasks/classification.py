@@ -48,11 +48,13 @@ class Classification:
             index = sample_indices(seed, samples, count, size)
             return {"image": data.train.inputs[index], "label": data.train.labels[index]}
 
-        measures = functools.partial(_measures, model, mean, deviation)
+        logits = functools.partial(_logits, model, mean, deviation)
+        measures = functools.partial(_measures, logits)
         validation = {"image": data.validation.inputs, "label": data.validation.labels}
         return Task(
             init=model.init,
             loss=functools.partial(_loss, measures),
+            logits=logits,
             batches=batches,
             evaluate=mean_over(measures, validation),
             facts={
@@ -75,12 +77,18 @@ def _digits() -> Labelled:
     return data._replace(train=train, validation=validation)
 
 
-def _measures(
+def _logits(
     model: Model, mean: float, deviation: float, params: Params, batch: Mapping[str, jax.Array]
+) -> jax.Array:
+    pixels = (batch["image"].astype(jnp.float32)[..., None] - mean) / deviation
+    return model.apply(params, pixels)
+
+
+def _measures(
+    logits_fn: functools.partial, params: Params, batch: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
     """(samples,) each."""
-    pixels = (batch["image"].astype(jnp.float32)[..., None] - mean) / deviation
-    logits = model.apply(params, pixels)
+    logits = logits_fn(params, batch)
     return {
         "loss": optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]),
         "error": (jnp.argmax(logits, -1) != batch["label"]).astype(jnp.float32),

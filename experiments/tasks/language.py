@@ -62,6 +62,7 @@ class LanguageModel:
         return Task(
             init=model.init,
             loss=functools.partial(_loss, model),
+            logits=lambda params, batch: _logits(model, params, batch["bytes"]),
             batches=batches,
             evaluate=mean_over(functools.partial(_measures, model), {"bytes": held_out}),
             facts={
@@ -90,11 +91,15 @@ def window(text: np.ndarray, index: np.ndarray, length: int) -> np.ndarray:
     return text[index[:, None] * length + np.arange(length + 1)]
 
 
+def _logits(model: Model, params: Params, windows: jax.Array) -> jax.Array:
+    """(samples, length, vocabulary), of the next byte."""
+    return model.apply(params, windows[:, :-1].astype(jnp.int32))
+
+
 def _cross_entropy(model: Model, params: Params, windows: jax.Array) -> jax.Array:
     """(samples, length) nats."""
-    tokens = windows.astype(jnp.int32)
-    logits = model.apply(params, tokens[:, :-1])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+    labels = windows[:, 1:].astype(jnp.int32)
+    return optax.softmax_cross_entropy_with_integer_labels(_logits(model, params, windows), labels)
 
 
 def _loss(

@@ -52,6 +52,7 @@ class LogisticRegression:
         return Task(
             init=init,
             loss=functools.partial(_loss, self.l2),
+            logits=_logits,
             batches=batches,
             evaluate=mean_over(_measures, validation),
             facts={
@@ -95,9 +96,13 @@ def _optimum(fit: Fit, data: Labelled, l2: float) -> float:
     return _cross_entropy_of(fit, train) + l2 / 2 * square
 
 
+def _logits(params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
+    return batch["x"] @ params["kernel"] + params["bias"]
+
+
 def _measures(params: Params, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """(samples,) each."""
-    logits = batch["x"] @ params["kernel"] + params["bias"]
+    logits = _logits(params, batch)
     return {
         "loss": optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]),
         "error": (jnp.argmax(logits, -1) != batch["label"]).astype(jnp.float32),

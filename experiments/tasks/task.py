@@ -24,6 +24,9 @@ class Task(NamedTuple):
     batches: Callable[[int, int, int], Batch]  # (seed, samples consumed, count) -> numpy batch
     evaluate: Callable[[Params, Place], dict[str, float]]  # (params, place) -> validation metrics
     facts: Mapping[str, Any]  # loss_unit, tokens_per_sample, samples, baselines, provenance
+    # (params, batch) -> (..., classes), where the loss is a mean of softmax cross entropies (and
+    # maybe a penalty), traceable; None where it is not.
+    logits: Callable[[Params, Batch], jax.Array] | None = None
 
 
 class TaskConfig(Protocol):

@@ -215,12 +215,12 @@ AVERAGES = ("rows", "windows", "blocks")
 
 
 def spatial_average(
-    leaf: jax.Array, rule: str = "rows", block_size: int | Mapping[int, int] | None = None
+    leaf: jax.Array,
+    rule: str = "rows",
+    block_size: int | Mapping[int, int] | None = None,
+    layout: str | None = None,
 ) -> jax.Array:
     """|leaf| with means over parts of it in place of its elements, by one of AdaHessian's rules.
-
-    Axes are flax's: inputs before outputs, behind those of a convolution's window. A leaf with more
-    than two axes counts as a convolution; of stacked layers, take the rule of one under `vmap`.
 
     "rows": over the inputs of a matrix and the window of a convolution (the authors' instruction);
     "windows": over the window of a convolution alone (their image classification); "blocks": over
@@ -231,6 +231,10 @@ def spatial_average(
       rule: "rows", "windows" or "blocks".
       block_size: of matrices, or by number of axes: the mean is over so many successive elements
         instead, in torch's order (outputs, inputs, window), and has to divide their number.
+      layout: a letter an axis, as in `optim.muon`: "m n" an input by an output, "m m m n" a
+        convolution, whose window comes before its inputs, "b" in front of it for layers that are
+        stacked, each averaged on its own. Without it, a leaf of two axes or more is one of the
+        first two kinds.
 
     Raises:
       ValueError: rule is none of the three, "blocks" has no block_size, or a block does not divide
@@ -243,10 +247,14 @@ def spatial_average(
     """
     check_average("spatial_average", rule, block_size)
     sizes = {2: block_size} if isinstance(block_size, int) else dict(block_size or {})
-    size = jnp.abs(leaf)
-    if leaf.ndim in sizes:
-        return _block_average(size, sizes[leaf.ndim])
-    axes = tuple(range(leaf.ndim - 2)) or ((0,) if rule == "rows" and leaf.ndim == 2 else ())
+    letters = layout.split() if layout else ["m"] * (leaf.ndim - 1) + ["n"] * min(leaf.ndim, 1)
+    batch, inputs, outputs = (
+        [axis for axis, letter in enumerate(letters) if letter[-1] == kind] for kind in "bmn"
+    )
+    rank, size = leaf.ndim - len(batch), jnp.abs(leaf)
+    if rank in sizes:
+        return _block_average(size, sizes[rank], (*batch, *outputs, *inputs[-1:], *inputs[:-1]))
+    axes = inputs[:-1] or (inputs if rule == "rows" else [])
     if rule == "blocks" or not axes:
         return size
     return jnp.broadcast_to(jnp.mean(size, axes, keepdims=True), leaf.shape)
@@ -263,16 +271,14 @@ def check_average(method: str, rule: Any, block_size: Any) -> None:
         raise ValueError(f"{method}: block_size is {block_size}; averaging = 'blocks' needs one.")
 
 
-def _block_average(leaf: jax.Array, size: int) -> jax.Array:
-    if leaf.size % size:
+def _block_average(leaf: jax.Array, size: int, order: tuple[int, ...]) -> jax.Array:
+    """Means of `size` successive elements of the leaf with its axes in this order."""
+    turned = leaf.transpose(order)
+    if turned.size % size:
         raise ValueError(
             f"spatial_average: block_size is {size}, which does not divide the {leaf.size} "
             f"elements of a leaf of shape {leaf.shape}."
         )
-    rank = leaf.ndim
-    order = (rank - 1, rank - 2, *range(rank - 2)) if rank > 1 else tuple(range(rank))
-    turned = leaf.transpose(order)
     blocks = turned.reshape(-1, size)
     means = jnp.broadcast_to(jnp.mean(blocks, 1, keepdims=True), blocks.shape)
-    back = sorted(range(rank), key=order.__getitem__)
-    return means.reshape(turned.shape).transpose(back)
+    return means.reshape(turned.shape).transpose(sorted(range(leaf.ndim), key=order.__getitem__))

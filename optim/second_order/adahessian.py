@@ -38,6 +38,7 @@ from jax.typing import ArrayLike
 
 from optim import trees
 from optim.curvature.diagonal import MISSING, check_average, check_given, spatial_average
+from optim.matrices import Matrices, layouts
 
 
 class ScaleByAdahessianState(NamedTuple):
@@ -55,8 +56,9 @@ def scale_by_adahessian(
     eps: ArrayLike = 1e-4,
     *,
     hessian_power: ArrayLike = 1.0,
-    averaging: str | Callable[[str, jax.Array], jax.Array] = "rows",
+    averaging: str = "rows",
     block_size: int | Mapping[int, int] | None = None,
+    matrices: Matrices = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction u of AdaHessian, without rate or weight decay.
 
@@ -67,14 +69,16 @@ def scale_by_adahessian(
       b2: decay of the mean square of the diagonal, in [0, 1), an estimate.
       eps: added to the divisor.
       hessian_power: k, in [0, 1]; 1 is the whole diagonal, 0 none of it.
-      averaging: a rule of `optim.spatial_average`, or a function (path, estimate) -> D, for layers
-        that are stacked in one leaf, say.
+      averaging: a rule of `optim.spatial_average`.
       block_size: of the rule: of matrices, or by number of axes.
+      matrices: pattern for the whole path -> layout, as in `optim.spatial_average`, or None, where
+        nothing is averaged; by default what has two axes or more is a matrix or a convolution.
 
     Raises:
       ValueError: b1 or b2 is a number outside [0, 1), eps is negative, hessian_power is outside
-        [0, 1], averaging or block_size is none that `optim.spatial_average` takes, or update is
-        called without curvature. Traced values are not checked.
+        [0, 1], averaging or block_size is none that `optim.spatial_average` takes, a pattern or
+        layout of matrices does not fit, or update is called without curvature. Traced values are
+        not checked.
 
     >>> import jax.numpy as jnp, optim
     >>> tx = optim.scale_by_adahessian(eps=0.0)
@@ -89,16 +93,23 @@ def scale_by_adahessian(
         raise ValueError(
             f"adahessian: hessian_power is {hessian_power}; accepted: 0 <= hessian_power <= 1."
         )
-    if not callable(averaging):
-        check_average("adahessian", averaging, block_size)
+    check_average("adahessian", averaging, block_size)
 
-    def averaged(path: tuple[Any, ...], leaf: Any) -> jax.Array:
-        leaf = trees.as_dtype(leaf, trees.accumulator_dtype(leaf))
-        if callable(averaging):
-            return averaging(trees.path_string(path), leaf)
-        return spatial_average(leaf, averaging, block_size)
+    def averaged(curvature: Any) -> Any:
+        structure: Any
+        leaves, structure = jax.tree.flatten(trees.promote(curvature))
+        declared = layouts("adahessian", curvature, matrices)
+        return structure.unflatten(
+            [
+                spatial_average(x, averaging, block_size, layout)
+                if layout or jnp.ndim(x) < 2
+                else jnp.abs(x)
+                for x, layout in zip(leaves, declared, strict=True)
+            ]
+        )
 
     def init(params: optax.Params) -> ScaleByAdahessianState:
+        layouts("adahessian", params, matrices)
         return ScaleByAdahessianState(
             jnp.zeros((), jnp.int32),
             jnp.zeros((), jnp.int32),
@@ -122,7 +133,7 @@ def scale_by_adahessian(
         if curvature is not None:
             accepted = trees.all_finite(curvature)
             estimates = jnp.where(accepted, optax.safe_increment(estimates), estimates)
-            consumed = (jax.tree.map_with_path(averaged, curvature),)
+            consumed = (averaged(curvature),)
 
         def rule(g: jax.Array, m: jax.Array, v: jax.Array, *d: jax.Array) -> tuple[jax.Array, ...]:
             dtype = g.dtype
@@ -148,8 +159,9 @@ def adahessian(
     b2: ArrayLike = 0.999,
     eps: ArrayLike = 1e-4,
     hessian_power: ArrayLike = 1.0,
-    averaging: str | Callable[[str, jax.Array], jax.Array] = "rows",
+    averaging: str = "rows",
     block_size: int | Mapping[int, int] | None = None,
+    matrices: Matrices = None,
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: optax.Params | Callable[[optax.Params], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -163,8 +175,9 @@ def adahessian(
       b2: decay of the mean square of the diagonal, in [0, 1), an estimate.
       eps: added to the divisor.
       hessian_power: k, in [0, 1]; 1 is the whole diagonal, 0 none of it.
-      averaging: a rule of `optim.spatial_average`, or a function (path, estimate) -> D.
+      averaging: a rule of `optim.spatial_average`.
       block_size: of the rule: of matrices, or by number of axes.
+      matrices: pattern for the whole path -> layout, as in `optim.spatial_average`, or None.
       weight_decay: decoupled decay wd, or a schedule of it.
       mask: tree of booleans like the parameters (or a function from them to it): what decays.
 
@@ -182,7 +195,13 @@ def adahessian(
     """
     return optax.chain(
         scale_by_adahessian(
-            b1, b2, eps, hessian_power=hessian_power, averaging=averaging, block_size=block_size
+            b1,
+            b2,
+            eps,
+            hessian_power=hessian_power,
+            averaging=averaging,
+            block_size=block_size,
+            matrices=matrices,
         ),
         trees.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),

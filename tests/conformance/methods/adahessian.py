@@ -84,24 +84,23 @@ def _decay_after(**hyper: Any) -> optax.GradientTransformation:
     return optax.chain(_adahessian(**without_decay(hyper)), decay)
 
 
-def _averaged_otherwise(averaging: Any) -> Adapter:
+def _averaged_otherwise(**averaging: Any) -> Adapter:
     """AdaHessian with this average, whatever the recorded one was."""
 
     def build(
         lr: float, betas: Any, spatial_average_block_size: Any = None, **hyper: Any
     ) -> optax.GradientTransformation:
         del spatial_average_block_size
-        inner = optim.adahessian(lr, b1=betas[0], b2=betas[1], averaging=averaging, **hyper)
+        inner = optim.adahessian(lr, b1=betas[0], b2=betas[1], **averaging, **hyper)
         return optim.with_curvature(inner)
 
     return _replay(build)
 
 
-def _absolute_mean(path: str, leaf: jax.Array) -> jax.Array:
+def _window_means(z: np.ndarray, product: np.ndarray) -> np.ndarray:
     """The mean over windows before the absolute value."""
-    del path
-    axes = tuple(range(leaf.ndim - 2))
-    return jnp.broadcast_to(jnp.abs(jnp.mean(leaf, axes, keepdims=True)), leaf.shape)
+    axes = tuple(range(1, product.ndim - 2))
+    return np.broadcast_to((z * product).mean(axes, keepdims=True), product.shape)
 
 
 def _eps_inside(
@@ -135,9 +134,9 @@ MUTANTS: dict[str, dict[str, Adapter]] = {
         "no hessian power": _mutant(hessian_power=lambda hyper: 1.0),
         "half the hessian power": _mutant(hessian_power=lambda hyper: hyper["hessian_power"] / 2),
         "eps inside the power": _replay(_eps_inside),
-        "windows averaged before their absolute value": _averaged_otherwise(_absolute_mean),
-        "nothing averaged": _averaged_otherwise(lambda path, leaf: jnp.abs(leaf)),
-        "rows averaged": _averaged_otherwise("rows"),
+        "windows averaged before their absolute value": _replay(_adahessian, _window_means),
+        "nothing averaged": _averaged_otherwise(matrices={".*": None}),
+        "rows averaged": _averaged_otherwise(averaging="rows"),
         "without the signs": _replay(_adahessian, lambda z, product: z * z),
     },
 }

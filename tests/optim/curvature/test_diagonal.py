@@ -210,6 +210,21 @@ def test_blocks_are_of_matrices_alone_and_vectors_stay():
     np.testing.assert_allclose(optim.spatial_average(vector, "rows", {1: 3}), [2, 2, 2])
 
 
+@pytest.mark.parametrize("rule", [("rows",), ("windows",), ("blocks", 3), ("rows", {3: 6})])
+@pytest.mark.parametrize(("layout", "shape"), [("m n", (4, 6)), ("m m n", (3, 4, 6))])
+def test_layouts_average_each_of_a_stack(rule, layout, shape):
+    stack = jnp.asarray(np.random.default_rng(0).normal(size=(5, *shape)), jnp.float32)
+    found = optim.spatial_average(stack, *rule, layout="b " + layout)
+    np.testing.assert_allclose(found, [optim.spatial_average(x, *rule) for x in stack], rtol=1e-6)
+
+
+def test_layouts_may_put_the_outputs_first():
+    leaf = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6)), jnp.float32)
+    for rule in (("rows",), ("blocks", 3)):
+        turned = optim.spatial_average(leaf.T, *rule, layout="n m")
+        np.testing.assert_array_equal(turned.T, optim.spatial_average(leaf, *rule))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -92,18 +92,22 @@ def test_rules_average_what_they_say():
         np.testing.assert_allclose(jnp.sqrt(state.nu["bias"]), [1, 2], rtol=1e-6)
 
 
-def test_a_function_averages_stacked_layers():
-    stacked = jnp.arange(8.0).reshape(2, 2, 2)
-
-    def averaging(path, leaf):
-        assert path == "blocks/kernel"
-        return jax.vmap(optim.spatial_average)(leaf)
-
-    tx = optim.scale_by_adahessian(b2=0.0, averaging=averaging)
-    params = {"blocks": {"kernel": stacked}}
+def test_stacked_layers_are_averaged_each_on_its_own():
+    params = {"blocks": {"kernel": jnp.arange(8.0).reshape(2, 2, 2), "scale": jnp.eye(2)}}
+    matrices = {".*/kernel": "b m n", ".*/scale": None}
+    tx = optim.scale_by_adahessian(b2=0.0, matrices=matrices)
     _, state = tx.update(params, tx.init(params), curvature=params)
-    expected = np.broadcast_to(np.asarray(stacked).mean(1, keepdims=True), (2, 2, 2))
+    kernel, scale = params["blocks"]["kernel"], params["blocks"]["scale"]
+    expected = np.broadcast_to(np.asarray(kernel).mean(1, keepdims=True), (2, 2, 2))
     np.testing.assert_allclose(jnp.sqrt(state.nu["blocks"]["kernel"]), expected, rtol=1e-6)
+    np.testing.assert_array_equal(state.nu["blocks"]["scale"], scale)
+
+
+def test_a_matrix_that_no_pattern_takes_is_named():
+    tx = optim.scale_by_adahessian(matrices={"a": "m n"})
+    params = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}
+    with pytest.raises(ValueError, match="adahessian: matrices has no pattern for the leaf 'b'"):
+        tx.init(params)
 
 
 def test_the_rate_of_one_is_newtons_step_on_a_diagonal_quadratic():
