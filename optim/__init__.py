@@ -105,7 +105,8 @@ from optim.elementwise.optimistic import (
     optimistic,
 )
 from optim.elementwise.previous_gradient import (
-    WithPreviousGradientState,
+    WithPreviousParamsState,
+    with_gradient_change,
     with_previous_gradient,
 )
 from optim.elementwise.prodigy import (
@@ -175,6 +176,11 @@ from optim.second_order.adahessian import (
     adahessian,
     scale_by_adahessian,
 )
+from optim.second_order.harpg import (
+    ScaleByHarpgState,
+    harpg,
+    scale_by_harpg,
+)
 from optim.second_order.mfac import (
     ScaleByMfacState,
     mfac,
@@ -241,6 +247,7 @@ __all__ = [
     "ScaleByAdoptState",
     "ScaleByCosmosState",
     "ScaleByGreedyBlockDescentState",
+    "ScaleByHarpgState",
     "ScaleByImplicitGradientTransportState",
     "ScaleByKronState",
     "ScaleByLambState",
@@ -262,7 +269,7 @@ __all__ = [
     "SpectralQuadrature",
     "TransportedParamsState",
     "WithCurvatureState",
-    "WithPreviousGradientState",
+    "WithPreviousParamsState",
     "adahessian",
     "adam_mini",
     "adam_mini_blocks",
@@ -296,6 +303,7 @@ __all__ = [
     "gmres",
     "gradient_noise",
     "greedy_block_descent",
+    "harpg",
     "heavy_ball_from_spectrum",
     "hessian_operator",
     "hutchinson",
@@ -332,6 +340,7 @@ __all__ = [
     "scale_by_adopt",
     "scale_by_cosmos",
     "scale_by_greedy_block_descent",
+    "scale_by_harpg",
     "scale_by_implicit_gradient_transport",
     "scale_by_kron",
     "scale_by_lamb",
@@ -366,6 +375,7 @@ __all__ = [
     "update_probability_schedule",
     "with_ascent_gradient",
     "with_curvature",
+    "with_gradient_change",
     "with_previous_gradient",
     "wsd_schedule",
 ]

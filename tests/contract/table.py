@@ -135,6 +135,14 @@ def _curvature_of_a_quartic(params: Any, gradients: Any, step: jax.Array) -> dic
     return {"curvature_fn": optim.hutchinson(loss), **_key(params, gradients, step)}
 
 
+def _changing_gradient(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
+    return {"gradient_change": _diagonal(params, gradients, step)["curvature"]}
+
+
+def _keyed_gradient_of_a_quartic(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
+    return _key(params, gradients, step) | _gradient_of_a_quartic(params, gradients, step)
+
+
 def _greedy_block_descent(rate: Any) -> optax.GradientTransformation:
     rule = optim.gauss_southwell_diagonal
     return optim.greedy_block_descent(rate, blocks=7, select=rule, newton=True)
@@ -360,6 +368,20 @@ ROWS: tuple[Row, ...] = (
         lambda rate: optim.scale_by_adahessian(hessian_power=0.5, averaging="windows"),
         _diagonal,
         state_bytes=8,
+    ),
+    Row("harpg", lambda rate: optim.harpg(rate), _changing_gradient, state_bytes=4),
+    Row(
+        "scale_by_harpg",
+        lambda rate: optim.scale_by_harpg(0.25, normalize=False),
+        _changing_gradient,
+        state_bytes=4,
+    ),
+    Row(
+        "with_gradient_change",
+        lambda rate: optim.with_gradient_change(optim.harpg(rate)),
+        _keyed_gradient_of_a_quartic,
+        state_bytes=8,
+        waive={"bfloat16": "keeps the last parameters in their own dtype"},
     ),
     Row(
         "with_curvature",
