@@ -186,6 +186,10 @@ from optim.second_order.mfac import (
     mfac,
     scale_by_mfac,
 )
+from optim.second_order.regularized_newton import (
+    RegularizedNewtonState,
+    regularized_newton,
+)
 from optim.second_order.sophia import (
     ScaleBySophiaState,
     scale_by_sophia,
@@ -207,6 +211,14 @@ from optim.solvers.minres import minres
 from optim.solvers.neumann import neumann
 from optim.solvers.normal_cg import normal_cg
 from optim.solvers.nystrom import nystrom_preconditioner
+from optim.solvers.shifted import (
+    Metric,
+    RankOne,
+    shifted_by,
+    shifted_dense,
+    shifted_diagonal,
+    shifted_rank_one,
+)
 from optim.subspace.greedy import (
     BlockProblem,
     ScaleByGreedyBlockDescentState,
@@ -236,10 +248,13 @@ __all__ = [
     "GradientNoiseState",
     "HeavyBall",
     "LanczosFactorization",
+    "Metric",
     "MirrorMap",
     "OptimisticState",
     "OutputLoss",
     "ProdigyState",
+    "RankOne",
+    "RegularizedNewtonState",
     "RowNorm",
     "ScaleByAdahessianState",
     "ScaleByAdamMiniState",
@@ -334,6 +349,7 @@ __all__ = [
     "path_string",
     "prodigy",
     "random_blocks",
+    "regularized_newton",
     "scale_by_adahessian",
     "scale_by_adam_mini",
     "scale_by_ademamix",
@@ -361,6 +377,10 @@ __all__ = [
     "scion",
     "scion_init",
     "shampoo",
+    "shifted_by",
+    "shifted_dense",
+    "shifted_diagonal",
+    "shifted_rank_one",
     "soap",
     "softmax_cross_entropy",
     "sophia",

@@ -148,6 +148,26 @@ def _greedy_block_descent(rate: Any) -> optax.GradientTransformation:
     return optim.greedy_block_descent(rate, blocks=7, select=rule, newton=True)
 
 
+def _loss_around(params: Any, gradients: Any, step: jax.Array) -> dict[str, Any]:
+    """A loss of these gradients at these parameters, and less than its curvature.
+
+    It takes trees without some of the leaves, as masks and labels leave them.
+    """
+    del step
+    centre = dict(jax.tree.leaves_with_path(params))
+    slopes = dict(jax.tree.leaves_with_path(gradients))
+
+    def value_fn(moved: Any) -> jax.Array:
+        total = jnp.zeros(())
+        for path, leaf in jax.tree.leaves_with_path(moved):
+            if path in slopes and jnp.issubdtype(leaf.dtype, jnp.inexact):
+                d = leaf.astype(jnp.float32) - centre[path].astype(jnp.float32)
+                total += jnp.sum(slopes[path].astype(jnp.float32) * d + 1.5 * d**2)
+        return total
+
+    return {"value": jnp.zeros(()), "value_fn": value_fn, "hessian_fn": lambda params: lambda v: v}
+
+
 # A row named as a public function of optim stands for it.
 ROWS: tuple[Row, ...] = (
     Row("lion", lambda rate: optim.lion(rate, weight_decay=0.1), state_bytes=4),
@@ -393,6 +413,7 @@ ROWS: tuple[Row, ...] = (
     Row("scale_by_soap", _scale_by_soap, state_bytes=_SOAP_BYTES),
     Row("shampoo", _shampoo, state_bytes=_SHAMPOO_BYTES + 4),
     Row("scale_by_shampoo", _scale_by_shampoo, state_bytes=_SHAMPOO_BYTES),
+    Row("regularized_newton", lambda rate: optim.regularized_newton(), _loss_around, 4),
     Row(
         "optax.chain(clip_by_global_norm, adamw)",
         _clipped_adamw,
@@ -453,6 +474,10 @@ OTHER_FUNCTIONS = frozenset(
         "spectral_quadrature",
         "spectral_sum",
         "squared_error",
+        "shifted_by",
+        "shifted_dense",
+        "shifted_diagonal",
+        "shifted_rank_one",
         "stochastic_round",
         "top_eigenpairs",
     }
