@@ -120,15 +120,15 @@ def regularized_newton(
 
     def init(params: optax.Params) -> RegularizedNewtonState:
         dtype = trees.accumulator_dtype(*jax.tree.leaves(params))
-        count = jnp.zeros((), jnp.int32)
         return RegularizedNewtonState(
             gamma=trees.as_dtype(gamma, dtype),
             value=jnp.full((), jnp.inf, dtype),
             grad=trees.zeros_like(params),
             accepted=jnp.zeros((), bool),
-            tries=count,
-            evaluations=count,
-            curvatures=count,
+            # Each its own buffer, so that the first state can be donated.
+            tries=jnp.zeros((), jnp.int32),
+            evaluations=jnp.zeros((), jnp.int32),
+            curvatures=jnp.zeros((), jnp.int32),
         )
 
     def update(
