@@ -20,9 +20,13 @@ parameters. Loss, gradient and H have to be those of one and the same data withi
 *Differences.* From the authors' code: (1) where 40 tries are not enough the parameters stay; there,
 the last rejected point is taken (and without warnings a 41st is tried). (2) Where H + lambda B is
 not positive definite the try is rejected and lambda grows; there, the loop ends with an older step.
-(3) A try is rejected whose step or loss is not finite; if all of them are so, gamma stays. (4) gamma
-never starts a step below gamma_min; there, only where it was accepted, and lambda cannot tell
-(eps is 10 times gamma_min). (5) Where g is zero nothing is tried; there, 0 / 0 is rejected.
+(3) A try is rejected whose step, loss or gradient is not finite. Where the given loss or gradient
+is not, nothing is tried, nor is it kept: the state's loss becomes inf, so that the next step
+computes both. Where the largest lambda, |g|* / eps, has no step either, gamma stays: H is at fault.
+(4) gamma never starts a step below gamma_min; there, only where it was accepted, and lambda cannot
+tell (eps is 10 times gamma_min). Nor above the square root of the dtype's largest number: losses
+that each step minimizes without rounding double it for ever. (5) Where g is zero nothing is tried;
+there, 0 / 0 is rejected.
 
 *Cost.* A gradient, kept for the next step: 4 bytes a parameter. A step evaluates H once and each
 try a loss, a gradient and a solve; where gamma is right, there are two tries a step.
@@ -42,14 +46,15 @@ import optax
 from jax.typing import ArrayLike
 
 from optim import trees
-from optim.solvers.shifted import Metric, Shifted, like, shifted_dense
+from optim.solvers import linear
+from optim.solvers.shifted import Metric, Shifted, restrict, shifted_dense
 
 
 class RegularizedNewtonState(NamedTuple):
     """State of `regularized_newton`; `optax.value_and_grad_from_state` reads value and grad."""
 
     gamma: jax.Array  # (), float32 or wider: radius that the next step tries first
-    value: jax.Array  # (), float32 or wider: loss at the parameters after the step; inf at first
+    value: jax.Array  # (), float32 or wider: loss after the step; inf where it is not known
     grad: optax.Updates  # like the parameters, float32 or wider: gradient there
     accepted: jax.Array  # (), bool: whether the last step moved
     tries: jax.Array  # (), int32: tries of the last step
@@ -61,7 +66,6 @@ class _Search(NamedTuple):
     tries: jax.Array
     gamma: jax.Array
     accepted: jax.Array
-    usable: jax.Array  # whether any try was
     direction: Any
     value: jax.Array
     gradient: Any
@@ -150,43 +154,42 @@ def regularized_newton(
         curvature = _restricted(hessian_fn(_promoted(params)), g, params)
         shifted = solve(curvature, jax.tree.map(jnp.negative, g), metric)
         norm = _dual_norm(g, metric, dtype)
+        given = (norm > 0) & jnp.isfinite(norm) & jnp.isfinite(value)
 
         def goes_on(search: _Search) -> jax.Array:
-            given = (norm > 0) & jnp.isfinite(norm)
             return given & ~search.accepted & (search.tries < max_tries)
 
         def attempt(search: _Search) -> _Search:
             shift = norm / (search.gamma + trees.as_dtype(eps, dtype))
-            d = like(g, shifted(shift))
-            point = _moved(params, d)
-            new, gradient = jax.value_and_grad(value_fn, allow_int=True)(point)
-            new, gradient = trees.as_dtype(new, dtype), like(g, gradient)
-            length = trees.norm(d)
-            # An infinite H answers with no step at all.
-            usable = jnp.isfinite(new) & jnp.isfinite(length) & (length > 0)
+            d = restrict(shifted(shift), g)
+            new, gradient = jax.value_and_grad(value_fn, allow_int=True)(_moved(params, d))
+            new, gradient = trees.as_dtype(new, dtype), restrict(gradient, g)
             wanted = jnp.square(_dual_norm(gradient, metric, dtype)) / (8 * shift)
-            enough = usable & (value - new >= wanted)
-            grown = jnp.maximum(2 * search.gamma, trees.as_dtype(gamma_min, dtype))
-            radius = jnp.where(enough, grown, search.gamma / 2)
-            return _Search(
-                search.tries + 1, radius, enough, search.usable | usable, d, new, gradient
-            )
+            # A comparison with nan is false; a fall to -inf is none.
+            enough = _is_step(d) & jnp.isfinite(new) & (value - new >= wanted)
+            radius = search.gamma * jnp.where(enough, jnp.array(2, dtype), jnp.array(0.5, dtype))
+            return _Search(search.tries + 1, radius, enough, d, new, gradient)
+
+        def is_sound() -> jax.Array:
+            """Whether the largest shift has a step: if not, H is at fault, and not the radius."""
+            return _is_step(shifted(norm / trees.as_dtype(eps, dtype)))
 
         nothing = jax.tree.map(jnp.zeros_like, g)
-        false = jnp.zeros((), bool)
-        start = _Search(jnp.int32(0), state.gamma, false, false, nothing, value, g)
+        start = _Search(jnp.int32(0), state.gamma, jnp.zeros((), bool), nothing, value, g)
         found = jax.lax.while_loop(goes_on, attempt, start)
-        # Nothing is learnt about the radius where nothing was usable.
-        shrunk = jnp.maximum(found.gamma, trees.as_dtype(gamma_min, dtype))
-        radius = jnp.where(found.usable, shrunk, state.gamma)
+        learnt = jax.lax.cond(found.accepted, lambda: jnp.ones((), bool), is_sound)
+        most = float(jnp.finfo(dtype).max) ** 0.5
+        radius = jnp.clip(found.gamma, trees.as_dtype(gamma_min, dtype), most)
 
         def kept(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda x, y: jnp.where(found.accepted, x, y), new, old)
 
+        known = jnp.isfinite(norm) & jnp.isfinite(value)
+        gradient = _filled(kept(found.gradient, g), state.grad)
         after = RegularizedNewtonState(
-            gamma=radius,
-            value=kept(found.value, value),
-            grad=_filled(kept(found.gradient, g), state.grad),
+            gamma=jnp.where(given & learnt, radius, state.gamma),
+            value=jnp.where(known, kept(found.value, value), jnp.inf),
+            grad=jax.tree.map(lambda x, y: jnp.where(known, x, y), gradient, state.grad),
             accepted=found.accepted,
             tries=found.tries,
             evaluations=state.evaluations + found.tries,
@@ -195,6 +198,12 @@ def regularized_newton(
         return _as_update(kept(found.direction, nothing), updates), after
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _is_step(direction: Any) -> jax.Array:
+    """An infinite H may answer with zeros."""
+    length = trees.norm(direction)
+    return jnp.isfinite(length) & (length > 0)
 
 
 def _missing(**given: Any) -> ValueError:
@@ -268,7 +277,7 @@ def _restricted(curvature: Any, vector: Any, params: optax.Params) -> Any:
 
     def restricted(v: Any) -> Any:
         whole = _map(lambda x, p: zero(p) if x is None else x, v, params)
-        return like(vector, curvature(whole))
+        return restrict(curvature(whole), vector)
 
     return restricted
 
@@ -277,9 +286,7 @@ def _dual_norm(g: Any, metric: Metric | None, dtype: jnp.dtype) -> jax.Array:
     """sqrt(g'B^-1 g)."""
     if metric is None:
         return trees.as_dtype(trees.norm(g), dtype)
-    products = jax.tree.map(lambda x, y: jnp.sum(x * y.astype(x.dtype)), g, metric.solve(g))
-    terms = (trees.as_dtype(product, dtype) for product in jax.tree.leaves(products))
-    return jnp.sqrt(sum(terms, start=jnp.zeros((), dtype)))
+    return jnp.sqrt(trees.as_dtype(linear.vdot(g, restrict(metric.solve(g), g)), dtype))
 
 
 def _as_update(direction: Any, updates: optax.Updates) -> Any:

@@ -21,9 +21,12 @@ rank-one way is Sherman and Morrison's formula::
     x = (B^-1 b - weight (v'B^-1 b) / (shift + weight v'B^-1 v) B^-1 v) / shift
 
 Where H + shift B is not positive definite, `shifted_dense` answers nan: a step along x would then
-be no descent.
+be no descent. There is no `optim.SolveInfo`: three ways are direct, and a search judges by its loss
+the step that an iterative solver left unfinished.
 
-*Differences.* None.
+Arithmetic is in float32 or wider, and x has the dtypes of b.
+
+*Differences.* From the authors' code: the matrices of H and B may be given by their products.
 
 *Cost.* `shifted_dense` keeps H, B and a factor, 12 n^2 bytes in float32.
 """
@@ -33,10 +36,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
 from optim import trees
+from optim.solvers import linear
 
 
 class Metric(NamedTuple):
@@ -56,7 +59,7 @@ class RankOne(NamedTuple):
 Shifted = Callable[[ArrayLike], Any]  # shift -> x
 
 
-def like(vector: Any, tree: Any) -> Any:
+def restrict(tree: Any, vector: Any) -> Any:
     """The tree in the vector's dtypes, without the leaves where the vector has None."""
 
     def one(v: Any, x: Any) -> Any:
@@ -84,7 +87,7 @@ def shifted_dense(curvature: Any, b: Any, metric: Metric | None = None) -> Shift
     >>> print(solve(1.0))
     [1.5 1. ]
     """
-    flat, unravel = _ravel(b)
+    flat, unravel = linear.ravel(linear.floats("shifted_dense", b))
     h = _matrix(curvature, flat, unravel)
     norm = jnp.eye(flat.size, dtype=flat.dtype)
     if metric is not None:
@@ -98,16 +101,12 @@ def shifted_dense(curvature: Any, b: Any, metric: Metric | None = None) -> Shift
     return solve
 
 
-def _ravel(tree: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
-    with jax.numpy_dtype_promotion("standard"):  # leaves of several dtypes meet in the widest
-        return ravel_pytree(trees.promote(tree))
-
-
 def _matrix(curvature: Any, flat: jax.Array, unravel: Callable[[jax.Array], Any]) -> jax.Array:
     if callable(curvature):
 
         def column(unit: jax.Array) -> jax.Array:
-            return _ravel(curvature(unravel(unit)))[0].astype(flat.dtype)
+            product = restrict(curvature(unravel(unit)), unravel(unit))
+            return linear.ravel(trees.promote(product))[0]
 
         return jax.vmap(column, out_axes=1)(jnp.eye(flat.size, dtype=flat.dtype))
     if jnp.shape(curvature) != 2 * (flat.size,):
@@ -142,10 +141,13 @@ def shifted_diagonal(curvature: Any, b: Any, metric: Metric | None = None) -> Sh
             "shifted_diagonal: metric is given; accepted: None, as B has to be diagonal too."
         )
 
-    diagonal = like(b, curvature)
+    b = linear.floats("shifted_diagonal", b)
+    wide = trees.promote(b)
+    diagonal = restrict(curvature, wide)
 
     def solve(shift: ArrayLike) -> Any:
-        return jax.tree.map(lambda h, x: x / (h + trees.as_dtype(shift, h.dtype)), diagonal, b)
+        x = jax.tree.map(lambda h, v: v / (h + trees.as_dtype(shift, h.dtype)), diagonal, wide)
+        return restrict(x, b)
 
     return solve
 
@@ -166,17 +168,21 @@ def shifted_rank_one(curvature: Any, b: Any, metric: Metric | None = None) -> Sh
     >>> print(optim.shifted_rank_one(optim.RankOne(1.0, ones), jnp.array([4.0, 2.0]))(1.0))
     [2. 0.]
     """
-    weight, vector = curvature[0], like(b, curvature[1])
-    along, across = (x if metric is None else like(b, metric.solve(x)) for x in (b, vector))
-    overlap, square = _vdot(vector, along), _vdot(vector, across)
-    weight = trees.as_dtype(weight, square.dtype)
+    b = linear.floats("shifted_rank_one", b)
+    wide = trees.promote(b)
+    vector = restrict(curvature[1], wide)
+    along, across = (
+        x if metric is None else restrict(metric.solve(restrict(x, b)), wide)
+        for x in (wide, vector)
+    )
+    overlap, square = linear.vdot(vector, along), linear.vdot(vector, across)
+    weight = trees.as_dtype(curvature[0], square.dtype)
 
     def solve(shift: ArrayLike) -> Any:
         shift = trees.as_dtype(shift, square.dtype)
         share = weight * overlap / (shift + weight * square)
-        return jax.tree.map(
-            lambda x, y: (x - share.astype(x.dtype) * y) / shift.astype(x.dtype), along, across
-        )
+        x = linear.times(1 / shift, linear.axpy(-share, across, along))
+        return restrict(x, b)
 
     return solve
 
@@ -186,34 +192,27 @@ def shifted_by(solver: Callable[..., tuple[Any, Any]]) -> Callable[..., Shifted]
 
     Args:
       solver: such as `optim.cg`, or a `functools.partial` of it that sets its tolerance: called as
-        solver(matvec, b, preconditioner=B^-1 or None), it returns x and a report.
+        solver(matvec, b, preconditioner=B^-1 or None), it returns x and its `optim.SolveInfo`.
 
     Returns:
       (curvature, b, metric) -> shift -> x, with curvature v -> H v on trees like b.
 
-    >>> import jax, jax.numpy as jnp, optim
-    >>> way = optim.shifted_by(lambda a, b, preconditioner: jax.scipy.sparse.linalg.cg(a, b))
-    >>> print(way(lambda v: 3 * v, jnp.array([4.0, 2.0]))(1.0))
+    >>> import jax.numpy as jnp, optim
+    >>> solve = optim.shifted_by(optim.cg)(lambda v: 3 * v, jnp.array([4.0, 2.0]))
+    >>> print(solve(1.0))
     [1.  0.5]
     """
 
     def way(curvature: Callable[[Any], Any], b: Any, metric: Metric | None = None) -> Shifted:
         def solve(shift: ArrayLike) -> Any:
             def product(v: Any) -> Any:
-                norm = v if metric is None else like(b, metric.product(v))
-                return jax.tree.map(
-                    lambda x, y: x + trees.as_dtype(shift, x.dtype) * y, like(b, curvature(v)), norm
-                )
+                wide = trees.promote(v)
+                norm = wide if metric is None else restrict(metric.product(v), wide)
+                scale = trees.as_dtype(shift, trees.accumulator_dtype(shift))
+                return linear.axpy(scale, norm, restrict(curvature(v), wide))
 
             return solver(product, b, preconditioner=metric and metric.solve)[0]
 
         return solve
 
     return way
-
-
-def _vdot(x: Any, y: Any) -> jax.Array:
-    """The inner product of two trees in their common dtype."""
-    dtype = trees.accumulator_dtype(*jax.tree.leaves((x, y)))
-    products = jax.tree.map(lambda u, v: jnp.sum(u.astype(dtype) * v.astype(dtype)), x, y)
-    return sum(jax.tree.leaves(products), start=jnp.zeros((), dtype))

@@ -244,16 +244,12 @@ def test_diagonal_products_and_matrix_agree():
     def product(params):
         return lambda v: jax.tree.map(jnp.multiply, diagonal(params), v)
 
-    def cg(matvec, b, *, preconditioner=None):
-        assert preconditioner is None
-        return jax.scipy.sparse.linalg.cg(matvec, b, tol=1e-14)
-
     with jax.enable_x64(True):
         params = {"w": jnp.array([[1.0, -2.0]]), "b": jnp.array([3.0])}
         ways = (
             (optim.shifted_dense, product),
             (optim.shifted_diagonal, diagonal),
-            (optim.shifted_by(cg), product),
+            (optim.shifted_by(functools.partial(optim.cg, tolerance=1e-13)), product),
         )
         ends = [
             run(optim.regularized_newton(solve=solve), loss, params, 3, hessian_fn)[0]
@@ -339,6 +335,82 @@ def test_a_gradient_that_is_zero_or_not_finite_is_not_tried(scale):
         hessian_fn=lambda p: jnp.zeros((2, 2)),
     )
     assert updates.tolist() == [0.0, 0.0] and int(state.tries) == 0 and float(state.gamma) == 1.0
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("what", ["value", "gradient"])
+def test_what_is_not_finite_is_not_kept_and_the_next_step_computes_it_anew(what, bad):
+    tx, params = optim.regularized_newton(gamma=4.0), jnp.array([1.0, 2.0])
+    state = tx.init(params)
+    updates, state = tx.update(
+        jnp.full(2, bad) if what == "gradient" else params,
+        state,
+        params,
+        value=bad if what == "value" else half_square(params),
+        value_fn=half_square,
+        hessian_fn=lambda p: jnp.eye(2),
+    )
+    assert updates.tolist() == [0.0, 0.0] and int(state.tries) == 0 and float(state.gamma) == 4.0
+    assert float(state.value) == jnp.inf and state.grad.tolist() == [0.0, 0.0]
+    value, gradient = optax.value_and_grad_from_state(half_square)(params, state=state)
+    assert float(value) == 2.5 and gradient.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("what", ["value", "gradient"])
+def test_a_try_that_is_not_finite_is_rejected(what, bad):
+    """Beyond -1/2, where the first two of the tries 4, 2, 1 from 1 end."""
+
+    @jax.custom_jvp
+    def broken(params):
+        return jnp.where(params[0] < -0.5, bad if what == "value" else 0.0, half_square(params))
+
+    @broken.defjvp
+    def _(primals, tangents):
+        slope = jnp.where(primals[0] < -0.5, bad if what == "gradient" else 0.0, primals[0])
+        return broken(primals[0]), slope @ tangents[0]
+
+    tx = optim.regularized_newton(gamma=4.0)
+    updates, state = one_step(tx, broken, jnp.array([1.0]), lambda p: jnp.zeros((1, 1)))
+    np.testing.assert_allclose(updates, [-1.0], rtol=1e-6)
+    assert int(state.tries) == 3 and float(state.gamma) == 2.0 and float(state.value) == 0.0
+
+
+def test_a_radius_far_too_large_shrinks_step_by_step_where_h_is_indefinite():
+    """No try of the first step has a factor, yet a larger shift has one: no fault of H."""
+
+    def loss(params):
+        return params[0] ** 2 - params[1] ** 2 + params[1] ** 4
+
+    params = jnp.array([1.0, 0.1])
+    tx = optim.regularized_newton(gamma=2.0**60)
+    updates, state = one_step(tx, loss, params, jax.hessian(loss))
+    assert updates.tolist() == [0.0, 0.0] and float(state.gamma) == 2.0**20
+    _, state = one_step(tx, loss, params, jax.hessian(loss), state)
+    assert bool(state.accepted)
+
+
+def test_quadratics_without_end_do_not_make_the_radius_infinite():
+    """Every step is on another of them, and ends in its minimum without rounding."""
+    tx = optim.regularized_newton(gamma=2.0**60)
+
+    def step(carry, centre):
+        params, state = carry
+
+        def loss(p):
+            return 0.5 * jnp.sum((p - centre) ** 2)
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, state = tx.update(
+            gradient, state, params, value=value, value_fn=loss, hessian_fn=lambda p: jnp.eye(2)
+        )
+        return (params + updates, state), state.accepted
+
+    centres = jnp.stack([jnp.arange(80.0), -3 * jnp.arange(80.0) + 1], axis=1)
+    params = jnp.ones(2)
+    (params, state), accepted = jax.lax.scan(step, (params, tx.init(params)), centres)
+    assert accepted.all() and 2.0**63 < float(state.gamma) <= 2.0**64
+    assert (params == centres[-1]).all()
 
 
 def test_a_step_into_nan_is_shortened():

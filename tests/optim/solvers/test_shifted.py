@@ -1,5 +1,7 @@
 """Shifted solves against NumPy's, each way, in other norms, and what is no descent."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,9 +24,7 @@ def metric(b):
     return optim.Metric(lambda x: jnp.asarray(b) @ x, lambda g: jnp.linalg.solve(jnp.asarray(b), g))
 
 
-def conjugate_gradients(matvec, b, *, preconditioner=None):
-    m = preconditioner
-    return jax.scipy.sparse.linalg.cg(matvec, b, tol=1e-14, M=m)
+CG = functools.partial(optim.cg, tolerance=1e-13)
 
 
 @pytest.mark.parametrize("euclidean", [True, False])
@@ -37,7 +37,7 @@ def test_each_way_solves(way, euclidean):
             "matrix": (optim.shifted_dense, jnp.asarray(h)),
             "products": (optim.shifted_dense, lambda x: jnp.asarray(h) @ x),
             "rank one": (optim.shifted_rank_one, optim.RankOne(2.0, jnp.asarray(v))),
-            "solver": (optim.shifted_by(conjugate_gradients), lambda x: jnp.asarray(h) @ x),
+            "solver": (optim.shifted_by(CG), lambda x: jnp.asarray(h) @ x),
         }
         prepare, curvature = given[way]
         solve = prepare(curvature, jnp.asarray(rhs), None if euclidean else metric(b))
@@ -64,7 +64,12 @@ def test_trees_of_two_dtypes_keep_them():
             return jax.tree.map(lambda x: jnp.full(x.shape, total, x.dtype), v)
 
         rank_one = optim.RankOne(1.0, jax.tree.map(jnp.ones_like, b))
-        for solve in (optim.shifted_dense(ones, b), optim.shifted_rank_one(rank_one, b)):
+        ways = (
+            optim.shifted_dense(ones, b),
+            optim.shifted_rank_one(rank_one, b),
+            optim.shifted_by(CG)(ones, b),
+        )
+        for solve in ways:
             x = solve(jnp.float64(2.0))
             # The sum s of x satisfies 2 s + 5 s = 7.
             np.testing.assert_allclose(x["a"], 0.0, atol=1e-7)
@@ -76,6 +81,33 @@ def test_what_is_not_positive_definite_answers_nan():
     solve = optim.shifted_dense(jnp.diag(jnp.array([-1.0, 2.0])), jnp.ones(2))
     assert np.isnan(solve(0.5)).all()
     np.testing.assert_allclose(solve(2.0), np.array([1.0, 0.25]), rtol=1e-6)
+
+
+def test_bfloat16_is_widened_and_comes_back():
+    """x = (H + 1)^-1 b = 5 / 4, of which bfloat16 has all digits, as it has not of v'v = 257."""
+    b = jnp.full(257, 1.25, jnp.bfloat16)
+    ones = jnp.ones_like(b)
+    given = {
+        optim.shifted_dense: 0 * jnp.eye(257),
+        optim.shifted_diagonal: 0 * ones,
+        optim.shifted_by(CG): lambda v: 0 * v,
+    }
+    with jax.numpy_dtype_promotion("strict"):
+        for way, curvature in given.items():
+            x = way(curvature, b)(jnp.float32(1.0))
+            assert x.dtype == jnp.bfloat16 and set(x.tolist()) == {1.25}
+        x = optim.shifted_rank_one(optim.RankOne(1.0, ones), b)(jnp.float32(1.0))
+        # 1.25 (1 - 257 / 258), where a sum in bfloat16, 256, gives more than twice as much.
+        assert x.dtype == jnp.bfloat16
+        np.testing.assert_allclose(x.astype(jnp.float32), 1.25 / 258, rtol=2**-8)
+
+
+def test_numbers_have_to_be_floats():
+    for way, name in ((optim.shifted_dense, "dense"), (optim.shifted_diagonal, "diagonal")):
+        with pytest.raises(ValueError, match=f"shifted_{name}: b is of int32; accepted: real"):
+            way(jnp.eye(2), jnp.arange(2))
+    with pytest.raises(ValueError, match="shifted_rank_one: b is of int32; accepted: real floats"):
+        optim.shifted_rank_one(optim.RankOne(1.0, jnp.ones(2)), jnp.arange(2))
 
 
 def test_a_matrix_of_the_wrong_size_is_named():
