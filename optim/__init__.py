@@ -190,6 +190,13 @@ from optim.second_order.regularized_newton import (
     RegularizedNewtonState,
     regularized_newton,
 )
+from optim.second_order.sketched_newton import (
+    SketchedNewton,
+    SketchedNewtonInfo,
+    SketchedNewtonState,
+    kaczmarz_sketch,
+    sketched_newton,
+)
 from optim.second_order.sophia import (
     ScaleBySophiaState,
     scale_by_sophia,
@@ -277,6 +284,9 @@ __all__ = [
     "ScaleBySophiaState",
     "ScheduleFreeState",
     "SignNorm",
+    "SketchedNewton",
+    "SketchedNewtonInfo",
+    "SketchedNewtonState",
     "SoapStack",
     "SolveInfo",
     "SpectralConvNorm",
@@ -325,6 +335,7 @@ __all__ = [
     "implicit_gradient_transport",
     "inject_hyperparams",
     "jacobi_preconditioner",
+    "kaczmarz_sketch",
     "keep_if_finite",
     "kron",
     "lamb",
@@ -381,6 +392,7 @@ __all__ = [
     "shifted_dense",
     "shifted_diagonal",
     "shifted_rank_one",
+    "sketched_newton",
     "soap",
     "softmax_cross_entropy",
     "sophia",

@@ -469,6 +469,7 @@ OTHER_FUNCTIONS = frozenset(
         "neumann",
         "normal_cg",
         "nystrom_preconditioner",
+        "kaczmarz_sketch",
         "path_labels",
         "path_string",
         "random_blocks",
@@ -483,6 +484,7 @@ OTHER_FUNCTIONS = frozenset(
         "spectral_quadrature",
         "spectral_sum",
         "squared_error",
+        "sketched_newton",
         "stochastic_round",
         "top_eigenpairs",
     }
