@@ -30,12 +30,13 @@ of L; here the paper's, with `variant="code"` the code's. 2. Their first residua
 -b, so that their first projection goes the wrong way, which the next ones repair. 3. The code's
 safeguards are kept: delta is at least 1e-6, penalties stop at eta1 > 1e8 or eta2 < 1e-8, a solve
 stops after `max_sketches`, and a step needs xi_G >= `rank_floor`; where the code then gives up with
-NaN, the state stays and `info.regular` is False. For logistic regression it has 1e-2 in place of
-`curvature_floor` and 10^6 in place of `max_sketches`. 4. Ours: where the last penalties leave an
-ascending direction, M must not rise, while the code allows it to rise by beta alpha ∇M.d; the line
-search allows for the rounding of M, and ends after 50 halvings, without a step; projections end as
-well where r is at the rounding of A d, which in float32 is soon. Step lengths and |(∇L, c)| of the
-authors' published runs on CUTEst problems are met to 1e-8 wherever no solve of theirs was cut off.
+NaN, the state stays and `info.regular` is False, as where the system is not finite. For logistic
+regression it has 1e-2 in place of `curvature_floor` and 10^6 in place of `max_sketches`. 4. Ours:
+where the last penalties leave an ascending direction, which the paper's never do, a step along it
+must lower M, while the code lets M rise by beta alpha ∇M.d; the line search allows for the rounding
+of M, and ends after 50 halvings, without a step; projections end as well where r is at the rounding
+of A d, which in float32 is soon. Step lengths and |(∇L, c)| of the authors' runs on CUTEst problems
+are met to 1e-8 wherever no solve of theirs was cut off.
 
 *Cost.* Dense matrices of (n + m)^2, hence at most a few thousand unknowns; a step computes H (n
 products, forward over reverse), eigenvalues of G G' and of H on the null space, a QR of G'. A
@@ -98,7 +99,7 @@ class SketchedNewtonInfo(NamedTuple):
     penalty_updates: jax.Array  # int32, changes of eta1, eta2 and delta in this step
     merit_evaluations: jax.Array  # int32, each one value and gradient of f and one of c
     smallest_eigenvalue: jax.Array  # xi_G
-    regular: jax.Array  # bool: xi_G was not below rank_floor
+    regular: jax.Array  # bool: xi_G was not below rank_floor, and A, b and ∇M were finite
     descends: jax.Array  # bool: ∇M.d <= -eta2/2 |b|^2 at the last penalties
     accepted: jax.Array  # bool: the line search found a step
 
@@ -151,6 +152,7 @@ class _System(NamedTuple):
     shift: jax.Array  # t
     smallest: jax.Array  # xi_G
     slopes: jax.Array  # (3, n + m): ∇M = (1, eta1, eta2) @ slopes
+    regular: jax.Array  # bool: xi_G is large enough, and nothing above is infinite or NaN
 
 
 class _Search(NamedTuple):
@@ -297,24 +299,23 @@ def _step(
 ) -> tuple[jax.Array, _Search, SketchedNewtonInfo]:
     """From (x, λ) to the next one."""
     system = _linearize(problem, point, settings)
-    regular = system.smallest >= settings.rank_floor
-    search = _direction(system, regular, penalties, theta, settings, key)
+    search = _direction(system, penalties, theta, settings, key)
     point, alpha, merit, trials = _line_search(problem, point, search, settings)
     length = jnp.linalg.norm(system.target)
     info = SketchedNewtonInfo(
         value=merit.objective,
         infeasibility=merit.infeasibility,
         residual=merit.residual,
-        step_size=jnp.where(regular, alpha, 0),
+        step_size=jnp.where(system.regular, alpha, 0),
         shift=system.shift,
         linear_residual=jnp.linalg.norm(search.residual) / jnp.where(length > 0, length, 1),
         sketches=search.sketches,
         penalty_updates=search.updates,
         merit_evaluations=1 + trials,
         smallest_eigenvalue=system.smallest,
-        regular=regular,
+        regular=system.regular,
         descends=search.slope <= -search.eta2 / 2 * length**2,
-        accepted=regular & (alpha > 0),
+        accepted=system.regular & (alpha > 0),
     )
     return point, search, info
 
@@ -339,34 +340,33 @@ def _linearize(problem: _Problem, point: jax.Array, settings: _Settings) -> _Sys
     shifted = hessian + shift * jnp.eye(n, dtype=x.dtype)
     matrix = jnp.block([[shifted, jacobian.T], [jacobian, jnp.zeros((m, m), x.dtype)]])
     largest = jnp.maximum(jnp.linalg.norm(shifted) ** 2, 1)
-    zeros = jnp.zeros_like(c)
+    slopes = [
+        jnp.concatenate([gradient, c]),
+        jnp.concatenate([jacobian.T @ c, jnp.zeros_like(c)]),
+        jnp.concatenate([of_merit @ gradient, jacobian @ gradient]),
+    ]
+    finite = jnp.isfinite(matrix).all() & jnp.isfinite(jnp.stack(slopes)).all()
     return _System(
         matrix=matrix,
-        target=-jnp.concatenate([gradient, c]),
+        target=-slopes[0],
         norm=jnp.linalg.norm(matrix),
         psi=20 * largest / (jnp.minimum(smallest, 1) * jnp.minimum(xi, 1)),
         upsilon=jnp.maximum(jnp.maximum(jnp.linalg.norm(jacobian), size), 1),
         shift=shift,
         smallest=smallest,
-        slopes=jnp.stack(
-            [
-                jnp.concatenate([gradient, c]),
-                jnp.concatenate([jacobian.T @ c, zeros]),
-                jnp.concatenate([of_merit @ gradient, jacobian @ gradient]),
-            ]
-        ),
+        slopes=jnp.stack(slopes),
+        regular=finite & (smallest >= settings.rank_floor),
     )
 
 
 def _direction(
     system: _System,
-    regular: jax.Array,
     penalties: tuple[jax.Array, jax.Array, jax.Array],
     theta: jax.Array,
     settings: _Settings,
     key: jax.Array,
 ) -> _Search:
-    """Projections, penalties and accuracy until d descends; d is 0 where the rank is lost."""
+    """Projections, penalties and accuracy until d descends; d is 0 where nothing is regular."""
     dtype = system.target.dtype
     beta, nu = (trees.as_dtype(v, dtype) for v in (settings.beta, settings.nu))
     length = jnp.linalg.norm(system.target)
@@ -386,6 +386,7 @@ def _direction(
         slope = jnp.stack([jnp.ones((), dtype), old.eta1, old.eta2]) @ system.slopes @ direction
         descends = slope <= -old.eta2 / 2 * length**2
         done = descends | (old.eta1 > _LARGEST_ETA1) | (old.eta2 < _SMALLEST_ETA2)
+        done = done | ~jnp.isfinite(slope)  # an overflow is no reason for larger penalties
         eta1 = jnp.where(done, old.eta1, old.eta1 * nu**2)
         eta2 = jnp.where(done, old.eta2, old.eta2 / nu)
         return _Search(
@@ -407,11 +408,11 @@ def _direction(
         residual=-system.target,
         eta1=eta1,
         eta2=eta2,
-        delta=jnp.where(regular, bounded(delta, eta1, eta2), delta),
+        delta=jnp.where(system.regular, bounded(delta, eta1, eta2), delta),
         slope=jnp.zeros((), dtype),
         sketches=none,
         updates=none,
-        done=~regular,
+        done=~system.regular,
     )
     return jax.lax.while_loop(lambda search: ~search.done, attempt, start)
 
@@ -468,13 +469,16 @@ def _line_search(
     """The next point, alpha (0 where none was found), M there and the number of trials."""
     start = _merit(problem, point, search.eta1, search.eta2)
     share = trees.as_dtype(settings.beta, point.dtype) * jnp.minimum(search.slope, 0)
-    slack = 8 * jnp.finfo(point.dtype).eps * start.scale
+    # Where M rises along d at first, a later fall has to be more than rounding.
+    rounding = 8 * jnp.finfo(point.dtype).eps * start.scale
+    slack = jnp.where(search.slope <= 0, rounding, -rounding)
 
     def trial(alpha: jax.Array) -> _Merit:
         return _merit(problem, point + alpha * search.direction, search.eta1, search.eta2)
 
     def decreased(alpha: jax.Array, merit: _Merit) -> jax.Array:
-        return merit.value <= start.value + alpha * share + slack
+        enough = merit.value <= start.value + alpha * share + slack
+        return enough & jnp.isfinite(merit.value)
 
     def unfinished(carry: tuple[jax.Array, _Merit, jax.Array]) -> jax.Array:
         alpha, merit, halvings = carry
