@@ -26,17 +26,18 @@ score off the loss, and no other block promises more::
 above hold for. For variable blocks the two agree. 2. For variable blocks the figures of the paper
 call GSL what is GSD here with the sums of |H_ij| as D; the code has no GSL for them. 3. GSQ over
 variable blocks is a search of exponential size. Both replace it by ten steps of iterative hard
-thresholding on g.d + d.Hd / 2; here they start at -g_i / H_ii and have the length 1 / max over i of
-the sum over j of |H_ij|, there at +g_i / sqrt(H_ii), which climbs, and have 1 / the largest
-eigenvalue. 4. H_b^-1 is a pseudo-inverse: eigenvalues below rounding count as infinite.
-5. cyclic_blocks takes variable blocks in the order of the coordinates; the code permutes them anew
-after n steps. 6. As a plain transformation this is the rule without the saving: it is given a whole
-gradient, of which it reads all, to move a part.
+thresholding on g.d + d.Hd / 2; here in z_i = d_i sqrt(H_ii), so that the choice does not depend on
+the coordinates' units, from the minimum of the diagonal model with the length 1 / max over i of the
+sum over j of |H_ij| / sqrt(H_ii H_jj), there in d itself, from +g_i / sqrt(H_ii), with the length
+1 / the largest eigenvalue. 4. H_b^-1 is a pseudo-inverse: eigenvalues below rounding count as
+infinite. 5. cyclic_blocks takes variable blocks in the order of the coordinates; the code permutes
+them anew after n steps. 6. As a plain transformation this is the rule without the saving: it is
+given a whole gradient, of which it reads all, to move a part.
 
 *Cost.* A counter; what is given of L, D and H. A step reads the gradient once; GSQ takes one
-product with every H_b (variable blocks: ten with H), `newton` with variable blocks and `lr / L_b`
-without `lipschitz` one eigendecomposition of one H_b. Given to the constructor, fixed blocks of H
-are decomposed once, there; given to the update, all of them at every step.
+product with every H_b (variable blocks: eleven with H), `newton` with variable blocks and
+`lr / L_b` without `lipschitz` one eigendecomposition of one H_b. Given to the constructor, fixed
+blocks of H are decomposed once, there; given to the update, all of them at every step.
 
 *Reference.* Nutini, Laradji, Schmidt, Let's Make Block Coordinate Descent Converge Faster: Faster
 Greedy Rules, Message-Passing, Active-Set Complexity, and Superlinear Convergence, 2017
@@ -133,7 +134,7 @@ def gauss_southwell_quadratic(problem: BlockProblem) -> jax.Array:
     """GSQ: twice the decrease that the quadratic model of a block promises.
 
     Over variable blocks, whose best one cannot be found cheaply, the lengths of the coordinates
-    after ten steps of iterative hard thresholding on that model.
+    after ten steps of iterative hard thresholding on that model, scaled to a unit diagonal.
 
     >>> import jax.numpy as jnp, optim
     >>> hessian = jnp.array([[2.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 1.0]])
@@ -149,15 +150,16 @@ def gauss_southwell_quadratic(problem: BlockProblem) -> jax.Array:
         parts = g[problem.blocks]
         return jnp.einsum("bi,bij,bj->b", parts, inverse, parts)
     hessian = _given("gauss_southwell_quadratic", "hessian", problem.hessian)
-    length = _ratio(jnp.ones((), g.dtype), jnp.abs(hessian).sum(axis=1).max())
+    # z_i = d_i sqrt(H_ii): what is small is then what matters little, in whatever units.
+    scale = jnp.sqrt(_ratio(jnp.ones((), g.dtype), jnp.diagonal(hessian)))
+    length = _ratio(jnp.ones((), g.dtype), (scale * (jnp.abs(hessian) @ scale)).max())
 
-    def sharpen(_: jax.Array, d: jax.Array) -> jax.Array:
-        d = d - length * (g + hessian @ d)
-        kept = jax.lax.top_k(jnp.abs(d), problem.size)[1]
-        return jnp.zeros_like(d).at[kept].set(d[kept])
+    def sharpen(_: jax.Array, z: jax.Array) -> jax.Array:
+        z = z - length * scale * (g + hessian @ (scale * z))
+        kept = jax.lax.top_k(jnp.abs(z), problem.size)[1]
+        return jnp.zeros_like(z).at[kept].set(z[kept])
 
-    start = -_ratio(g, jnp.diagonal(hessian))
-    return jnp.abs(jax.lax.fori_loop(0, _THRESHOLDING_STEPS, sharpen, start))
+    return jnp.abs(jax.lax.fori_loop(0, _THRESHOLDING_STEPS, sharpen, -scale * g))
 
 
 def cyclic_blocks(problem: BlockProblem) -> jax.Array:

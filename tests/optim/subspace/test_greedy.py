@@ -224,6 +224,53 @@ def test_thresholding_finds_the_best_pair_that_gauss_southwell_misses():
     assert gain(moved(tx, gradient)) == pytest.approx(gain(best), rel=1e-6)
 
 
+def coupled(seed, n=60, common=0.5):
+    """A Hessian whose coordinates share a direction and have units of their own, and a gradient."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(40, n)) + common
+    unscaled = features.T @ features
+    return unscaled, features.T @ rng.normal(size=40), np.exp(2 * rng.normal(size=n))
+
+
+def test_thresholding_does_not_depend_on_units():
+    with jax.enable_x64(True):
+        for seed in range(5):
+            hessian, gradient, units = coupled(seed)
+            blocks = []
+            for u in (np.ones_like(units), units):
+                tx = optim.greedy_block_descent(
+                    blocks=4,
+                    select=optim.gauss_southwell_quadratic,
+                    newton=True,
+                    hessian=u[:, None] * hessian * u,
+                )
+                blocks.append(moved(tx, u * gradient))
+            assert blocks[0] == blocks[1]
+
+
+def test_thresholding_gains_more_than_the_diagonal_rule_where_coordinates_are_coupled():
+    with jax.enable_x64(True):
+        gains = []
+        for seed in range(20):
+            hessian, gradient, units = coupled(seed)
+            hessian, gradient = units[:, None] * hessian * units, units * gradient
+
+            def gain(select, hessian=hessian, gradient=gradient):
+                tx = optim.greedy_block_descent(
+                    blocks=4,
+                    select=select,
+                    newton=True,
+                    hessian=hessian,
+                    diagonal=np.diag(hessian),
+                )
+                return -gradient @ np.asarray(step(tx, 0.0, gradient)) / 2
+
+            rules = optim.gauss_southwell_quadratic, optim.gauss_southwell_diagonal
+            gains.append([gain(rule) for rule in rules])
+        quadratic, diagonal = np.array(gains).mean(axis=0)
+        assert quadratic > 1.1 * diagonal
+
+
 def test_cyclic_blocks_visit_every_block_in_turn():
     fixed = optim.scale_by_greedy_block_descent([[0, 3], [2, 1]], select=optim.cyclic_blocks)
     variable = optim.scale_by_greedy_block_descent(2, select=optim.cyclic_blocks)
