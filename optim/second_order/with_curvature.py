@@ -5,9 +5,9 @@ At steps t = start, start + every, start + 2 every, ... (from 0)::
     curvature = curvature_fn(p_t, key)
 
 is handed on before the step is made; at all others `curvature` is None, by which a transformation
-keeps the estimate that it has. The two kinds of steps are the branches of one `lax.cond`: the
-second neither computes an estimate nor writes anything for one. Under `vmap` over something that
-the number of steps depends on, both are computed.
+keeps the estimate that it has. The two kinds of steps, where there are two, are the branches of one
+`lax.cond`: the second neither computes an estimate nor writes anything for one. Under `vmap` over
+something that the number of steps depends on, both are computed.
 
 An estimate that is not finite is for the transformation inside to leave out; ours do.
 
@@ -103,8 +103,11 @@ def with_curvature(
             _check_like(params, curvature)
             return step(curvature)
 
-        due = (state.steps >= start) & ((state.steps - start) % every == 0)
-        updates, inner_state = jax.lax.cond(due, with_estimate, lambda: step(None))
+        if every == 1 and start == 0:
+            updates, inner_state = with_estimate()
+        else:
+            due = (state.steps >= start) & ((state.steps - start) % every == 0)
+            updates, inner_state = jax.lax.cond(due, with_estimate, lambda: step(None))
         return updates, WithCurvatureState(optax.safe_increment(state.steps), inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
