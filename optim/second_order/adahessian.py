@@ -190,8 +190,8 @@ def adahessian(
     >>> params = jnp.array([1.0, -2.0])
     >>> extras = {"curvature_fn": optim.hutchinson(loss_fn), "key": jax.random.key(0)}
     >>> updates, _ = tx.update(jax.grad(loss_fn)(params), tx.init(params), params, **extras)
-    >>> print(optim.apply_updates(params, updates))  # half of Newton's step
-    [ 0.5 -1. ]
+    >>> print([f"{p:.3f}" for p in optim.apply_updates(params, updates)])  # half of Newton's step
+    ['0.500', '-1.000']
     """
     return optax.chain(
         scale_by_adahessian(

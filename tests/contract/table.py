@@ -401,7 +401,7 @@ ROWS: tuple[Row, ...] = (
         lambda rate: optim.with_gradient_change(optim.harpg(rate)),
         _keyed_gradient_of_a_quartic,
         state_bytes=8,
-        waive={"bfloat16": "keeps the last parameters in their own dtype"},
+        waive={"bfloat16": "keeps the last parameters in their own dtype."},
     ),
     Row(
         "with_curvature",
