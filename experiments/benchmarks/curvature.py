@@ -8,6 +8,9 @@ left out: with a closed form it is Gauss-Newton's program. The Hessian's other w
     reverse over reverse   the pullback of the gradient, kept
     reverse over forward   the gradient of a directional derivative; nothing of it can be kept
 
+"10 steps" are whole training steps on the same batch, gradients included: AdamW, Sophia with one
+estimate in ten steps, AdaHessian with one a step.
+
 On a machine that is busy or shared, mind the quartiles: all candidates are of the same length.
 """
 
@@ -125,8 +128,45 @@ def kept(name: str, task: Setting) -> Candidate:
     return Candidate(lambda v, operator: operator(v), ones(task.params), operator)
 
 
+def training(name: str, task: Setting) -> Candidate:
+    """Ten steps, after which every optimizer is as far with its estimates as before."""
+    make, curvature_fn = OPTIMIZERS[name](task)
+    tx = optax.with_extra_args_support(make)
+
+    def step(carry: Any, batch: None) -> Any:
+        def one(carry: Any, count: jax.Array) -> Any:
+            params, state = carry
+            extras = {"curvature_fn": curvature_fn, "key": jax.random.fold_in(KEY, count)}
+            updates, state = tx.update(jax.grad(task.loss)(params), state, params, **extras)
+            return (optim.apply_updates(params, updates), state), None
+
+        del batch
+        return jax.lax.scan(one, carry, jnp.arange(10))[0]
+
+    params = jax.tree.map(jnp.copy, task.params)
+    return Candidate(step, (params, tx.init(params)), None)
+
+
+KEY = jax.random.key(2)
+OPTIMIZERS: Mapping[str, Callable[[Setting], tuple[optax.GradientTransformation, Any]]] = {
+    "AdamW": lambda task: (optax.adamw(1e-4), None),
+    "Sophia-G": lambda task: (
+        optim.with_curvature(optim.sophia(1e-4), every=10),
+        optim.gauss_newton_bartlett(task.predict),
+    ),
+    "Sophia-H": lambda task: (
+        optim.with_curvature(optim.sophia(1e-4), every=10),
+        optim.hutchinson(task.loss),
+    ),
+    "AdaHessian": lambda task: (
+        optim.with_curvature(optim.adahessian(1e-4, averaging="windows")),
+        optim.hutchinson(task.loss),
+    ),
+}
+
+
 def candidates(quick: bool) -> Comparison:
-    """`quick` takes one narrow layer, 2 sequences of 16 bytes, and two products."""
+    """`quick` takes one narrow layer, 2 sequences of 16 bytes, two products and two optimizers."""
     if quick:
         task = setting(Decoder(width=16, layers=1, heads=2, hidden=16), 2, 16)
     else:
@@ -137,4 +177,6 @@ def candidates(quick: bool) -> Comparison:
     chosen = (("Hessian",), ("empirical Fisher",)) if quick else (KEPT, MADE)
     for kind, make, names in zip(("kept", "made"), (kept, made), chosen, strict=True):
         found |= {f"{name}: {kind}": functools.partial(make, name, task) for name in names}
+    trained = ("AdamW", "Sophia-G") if quick else tuple(OPTIMIZERS)
+    found |= {f"{name}: 10 steps": functools.partial(training, name, task) for name in trained}
     return Comparison(candidates=found, reference="gradient", ideal_bytes=None)
