@@ -523,7 +523,8 @@ def plot(data: Table) -> Figure:
         runs = runs_of(data, method)
         most = sorted(run["gradients"][-1] for run in solved(runs).values())
         share = (1 + np.arange(len(most))) / len(runs)
-        style = {**STYLES[method], "marker": None, "color": color, "label": method}
+        style = {**STYLES[method], "marker": None, "color": color}
+        style["label"] = method.replace(" ", "\n")
         profile.step([1, *most], [0, *share], where="post", **style)
     profile.set(title="Share of problems solved", xlabel="gradients of f", xscale="log")
     profile.legend(loc="upper left")

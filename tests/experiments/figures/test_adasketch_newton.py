@@ -40,8 +40,7 @@ def test_problems_have_the_solutions_that_are_known_and_take_the_authors_number_
     assert steps[-1].residual <= target.TOLERANCE
     # A residual of 1e-4 is an error of f of the same order, times the multipliers.
     assert steps[-1].value == pytest.approx(VALUES[name], abs=2e-4, rel=1e-6)
-    # The authors' penalties see the Hessian of f and not of L, which matters for BT9 alone; one
-    # of their solves on HS100LNP is cut off.
+    # On these two, sketched solves are cut off, and the direction is another one.
     departs = {"BT9": 13, "HS100LNP": 8}
     assert len(steps) - 1 == departs.get(name, problem.published)
 
