@@ -113,9 +113,8 @@ def make_train_step(
                 grads, state.optimizer, state.params, value=loss, key=update_key, **calls
             )
         except ValueError as error:
-            hint = "" if estimate else " config.optimizer.curvature is None."
-            hint *= "curvature" in str(error)
-            raise UserError(f"config.optimizer ({config.optimizer.name}): {error}{hint}") from error
+            named = f"{config.optimizer.name}, curvature = {config.optimizer.curvature}"
+            raise UserError(f"config.optimizer ({named}): {error}") from error
         params = optim.apply_updates(state.params, updates)
         metrics = {**metrics, "loss": loss, "gradient_norm": optax.tree.norm(grads)}
         if config.on_nonfinite == "skip":

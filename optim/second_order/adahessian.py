@@ -21,7 +21,7 @@ The averages are those of `optim.spatial_average`; k is `hessian_power`.
    the window. Across devices they drop the average of their traces; here a mean is a mean.
 4. They take |H z| for |z * H z|, which it is for signs z alone.
 
-*Cost.* Two moments: 8 bytes a parameter. An estimate with `optim.hutchinson` costs 2.4 gradients.
+*Cost.* Two moments: 8 bytes a parameter. An estimate with `optim.hutchinson` costs 2.2 gradients.
 
 *Reference.* Yao et al., ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning, 2020
 (arXiv:2006.00719); amirgholami/adahessian@85ebc00ce873, instruction/adahessian.py,

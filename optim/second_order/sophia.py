@@ -26,7 +26,7 @@ authors' code makes it, `every=10` when the paper does.
 4. From `optax.contrib.sophia`: no bias correction of m, another eps, and the estimator is separate.
 
 *Cost.* Momentum and diagonal: 8 bytes a parameter. An estimate costs about a gradient with
-Bartlett's and 2.4 with Hutchinson's, every so many steps.
+Bartlett's and 2.2 with Hutchinson's, every so many steps.
 
 *Reference.* Liu et al., Sophia: A Scalable Stochastic Second-order Optimizer for Language Model
 Pre-training, 2023 (arXiv:2305.14342); Liuhong99/Sophia@a7e157229b71, sophia.py, train_sophiag.py.

@@ -96,6 +96,17 @@ def test_one_conditional_holds_the_estimator():
     assert not any("dot_general" in str(e) for e in rest)
 
 
+def test_estimates_at_every_step_need_no_conditional():
+    tx = optim.with_curvature(recorder())
+    params = jnp.ones(2)
+
+    def step(state, params):
+        return tx.update(params, state, params, curvature_fn=lambda p, key: p, key=KEY)
+
+    program = jax.make_jaxpr(step)(tx.init(params), params)
+    assert "cond" not in {equation.primitive.name for equation in program.eqns}
+
+
 def test_masks_inside_take_their_part():
     params = {"w": jnp.ones(2), "b": jnp.ones(1)}
     inner = optax.masked(
