@@ -51,6 +51,12 @@ def ratio(record: Mapping[str, Any], peer: str) -> str:
     return f"{found['of_medians']:.2f}; {found['paired_median']:.2f} [{low:.2f}, {high:.2f}]"
 
 
+def finding(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1e}" if isinstance(value, float) else str(value)
+
+
 def report(result: Mapping[str, Any]) -> str:
     """The measurements as a table, under what they are and where they were taken."""
     reference, place = result["reference"], result["environment"]
@@ -63,10 +69,13 @@ def report(result: Mapping[str, Any]) -> str:
         ]
         for name, facts in result["compiled_only"].items()
     ]
+    records = result["candidates"]
+    columns = list(dict.fromkeys(c for r in records.values() for c in r.get("findings", {})))
     header = [
         "candidate",
+        *columns,
         "median ms [quartiles]",
-        f"over {reference}",
+        f"over {reference}" if isinstance(reference, str) else "over its group's first",
         f"over {LIMIT}",
         "compile s",
         "temporary MiB",
@@ -76,29 +85,31 @@ def report(result: Mapping[str, Any]) -> str:
     rows = [
         [
             name,
+            *(finding(record.get("findings", {}).get(column)) for column in columns),
             "{:.3f} [{:.3f}, {:.3f}]".format(
                 1e3 * record["median_seconds"],
                 1e3 * record["lower_quartile_seconds"],
                 1e3 * record["upper_quartile_seconds"],
             ),
-            ratio(record, reference),
+            ratio(record, record["peer"]),
             ratio(record, LIMIT),
             f"{record['compile_seconds']:.2f}",
             mebibytes(record["temporary_bytes"]),
             mebibytes(record["argument_bytes"]),
             mebibytes(record["bytes_accessed"]),
         ]
-        for name, record in result["candidates"].items()
+        for name, record in records.items()
     ]
+    used = [i for i in range(len(header)) if any(row[i] != "-" for row in rows)]
     return "\n".join(
         [
             f"{result['name']}: {result['what']}",
             f"{place['device']} ({place['platform']}), {place['processor']}, "
             f"{place['cores']} cores, jax {place['jax']}, optax {place['optax']}, "
             f"{result['repeats']} rounds" + (", quick" if result["quick"] else ""),
-            table(header, rows),
+            table([header[i] for i in used], [[row[i] for i in used] for row in rows]),
             "Ratios: of medians; median [quartiles] of the ratios within rounds.",
-            *([table(["only compiled", *header[4:7]], compiled)] if compiled else []),
+            *([table(["only compiled", *header[-4:-1]], compiled)] if compiled else []),
         ]
     )
 

@@ -30,17 +30,19 @@ class Candidate(NamedTuple):
     step: Callable[[Any, Any], Any]  # (carry, inputs) -> carry of the same structure, traceable
     carry: Any  # pytree of arrays, donated
     inputs: Any  # pytree of arrays, kept
+    findings: Mapping[str, Any] = {}  # what else is known of it, by column of the report
 
 
 class Comparison(NamedTuple):
     """Candidates that do the same work, and what they are measured against."""
 
     candidates: Mapping[str, Callable[[], Candidate]]
-    reference: str  # the candidate that the others are divided by
+    reference: str | Mapping[str, str]  # what the others are divided by, or what each one is
     ideal_bytes: int | None  # memory traffic that no implementation can avoid; None: no limit
     most_repeats: int | None = None  # rounds that are enough where one takes long; None: no limit
     # Too long to run: only what the compiler tells. Carry and inputs may be abstract.
     compiled_only: Mapping[str, Callable[[], Candidate]] = {}
+    x64: bool = False  # whether float64 is enabled
 
 
 class Compiled(NamedTuple):
@@ -75,6 +77,8 @@ def compile_candidate(candidate: Candidate) -> Compiled:
         "bytes_accessed": cost.get("bytes accessed"),
         "flops": cost.get("flops"),
     }
+    if candidate.findings:
+        facts["findings"] = dict(candidate.findings)
     return Compiled(compiled, candidate.carry, candidate.inputs, facts)
 
 
@@ -107,24 +111,27 @@ def ratios(seconds: np.ndarray, peer: np.ndarray) -> dict[str, float]:
 def compare(comparison: Comparison, repeats: int) -> dict[str, dict[str, Any]]:
     """Measures every candidate, and the limit where there is one, over `repeats` rounds.
 
-    Returns a record for each: the compiler's facts, seconds (median, quartiles, samples), and
-    under `ratio_to` its ratios to the reference and to the limit.
+    Returns a record for each: the compiler's facts, its findings, seconds (median, quartiles,
+    samples), and under `ratio_to` its ratios to its reference and to the limit.
     """
     builders = dict(comparison.candidates)
-    peers = [comparison.reference]
-    if comparison.ideal_bytes is not None:
-        builders[LIMIT] = functools.partial(bandwidth, comparison.ideal_bytes)
-        peers.append(LIMIT)
-    compiled = {name: compile_candidate(build()) for name, build in builders.items()}
-    seconds = time_interleaved(compiled, repeats)
-    return {
-        name: {
+    reference, limit = comparison.reference, comparison.ideal_bytes
+    if limit is not None:
+        builders[LIMIT] = functools.partial(bandwidth, limit)
+    with jax.enable_x64(comparison.x64):
+        compiled = {name: compile_candidate(build()) for name, build in builders.items()}
+        seconds = time_interleaved(compiled, repeats)
+    records = {}
+    for name, samples in seconds.items():
+        peer = reference if isinstance(reference, str) else reference.get(name, LIMIT)
+        peers = [peer] if limit is None else [peer, LIMIT]
+        records[name] = {
             **compiled[name].facts,
             "lower_quartile_seconds": float(np.quantile(samples, 0.25)),
             "median_seconds": float(np.median(samples)),
             "upper_quartile_seconds": float(np.quantile(samples, 0.75)),
+            "peer": peer,
             "ratio_to": {peer: ratios(samples, seconds[peer]) for peer in peers},
             "seconds": samples.tolist(),
         }
-        for name, samples in seconds.items()
-    }
+    return records

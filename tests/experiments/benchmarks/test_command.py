@@ -23,7 +23,8 @@ def test_quick_run_writes_a_record(name, tmp_path, capsys):
     assert command.main([name, "--quick", "--repeats", "2", "--output", str(tmp_path)]) == 0
     record = json.loads((tmp_path / f"{name}.json").read_text())
     assert record["quick"] and record["repeats"] == 2
-    assert record["reference"] in record["candidates"]
+    records = record["candidates"]
+    assert {measured["peer"] for measured in records.values()} <= set(records)
     assert record["environment"]["jax"] == jax.__version__
     assert record["environment"]["platform"] == jax.default_backend()
     printed = capsys.readouterr().out
@@ -86,3 +87,33 @@ def test_an_entry_may_bound_its_rounds_and_have_programs_that_are_not_run(
     assert record["repeats"] == 2 and len(record["candidates"]["run"]["seconds"]) == 2
     assert record["compiled_only"]["not run"]["argument_bytes"] == 24
     assert "not run" in capsys.readouterr().out
+
+
+def test_findings_are_columns_and_each_candidate_may_have_a_peer_of_its_own(
+    tmp_path, capsys, monkeypatch
+):
+    def add(**findings):
+        return lambda: harness.Candidate(jnp.add, jnp.zeros(3), jnp.ones(3), findings)
+
+    def grouped(quick):
+        return harness.Comparison(
+            {"a: 1": add(steps=3, error=0.25), "a: 2": add(steps=None), "b: 1": add()},
+            reference={"a: 1": "a: 1", "a: 2": "a: 1", "b: 1": "b: 1"},
+            ideal_bytes=None,
+            x64=True,
+        )
+
+    monkeypatch.setattr(lion, "candidates", grouped)
+    assert command.main(["lion", "--repeats", "1", "--output", str(tmp_path)]) == 0
+    records = json.loads((tmp_path / "lion.json").read_text())["candidates"]
+    assert records["a: 1"]["findings"] == {"steps": 3, "error": 0.25}
+    assert {name: list(r["ratio_to"]) for name, r in records.items()} == {
+        "a: 1": ["a: 1"],
+        "a: 2": ["a: 1"],
+        "b: 1": ["b: 1"],
+    }
+    assert records["b: 1"]["argument_bytes"] == 48
+    header, _, *rows = capsys.readouterr().out.splitlines()[2:7]
+    assert header.split()[:3] == ["candidate", "steps", "error"]
+    assert "over its group's first" in header and "memory bandwidth" not in header
+    assert [row.split()[2:4] for row in rows] == [["3", "2.5e-01"], ["-", "-"], ["-", "-"]]
