@@ -7,7 +7,7 @@ A has 256 rows and singular values spread evenly in their logarithm from 1 down 
 - nonsymmetric: pairs of eigenvalues turned by up to 60 degrees into the complex plane, normal.
 
 b has entries of +1 and -1. All are asked for a residual of 1e-8 |b| in float64 (rows named float32:
-1e-5 |b| in float32) within 3000 products or so. Rows of one group are divided by its first, ours.
+1e-5 |b| in float32) within 3000 steps. Rows of one group are divided by its first, ours.
 
 - steps: those that the solver tells of; "-" where it tells of none.
 - products: with A or its transpose, counted from outside in one more run; a batch of them, as
@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import jax.scipy.sparse.linalg as scipy
 import lineax
 import numpy as np
+from jax.custom_derivatives import linear_call
 from jaxopt import linear_solve as jaxopt
 
 import optim
@@ -188,17 +189,22 @@ def edges(n: int) -> dict[str, tuple[Problem, Mapping[str, Solver]]]:
     }
 
 
-def counted(p: Problem, solver: Solver) -> tuple[Any, int]:
-    """The solver's answer, and how often it called for A or its transpose."""
+def counted(p: Problem, solver: Solver, transposes: bool = False) -> tuple[Any, int]:
+    """The solver's answer, and how often it called for A or, if it transposes it, its transpose."""
     calls = 0
 
     def count() -> None:
         nonlocal calls
         calls += 1
 
-    def matvec(v: Any) -> Any:
+    def product(a: Any, v: Any) -> Any:
         jax.debug.callback(count)
-        return p.a @ v
+        return a @ v
+
+    def matvec(v: Any) -> Any:
+        if transposes:  # only then, since it cannot be batched
+            return linear_call(product, lambda a, v: product(a.T, v), p.a, v)
+        return product(p.a, v)
 
     answer = jax.block_until_ready(jax.jit(solver, static_argnums=0)(matvec, p))
     jax.effects_barrier()
@@ -207,7 +213,7 @@ def counted(p: Problem, solver: Solver) -> tuple[Any, int]:
 
 def candidate(p: Problem, solver: Solver) -> Candidate:
     """A solve in which x replaces the one before, unread; with what it came to."""
-    (x, steps, solved), products = counted(p, solver)
+    (x, steps, solved), products = counted(p, solver, solver in NORMAL_CG.values())
     exact = p.b.astype(np.float64)
     error = np.linalg.norm(exact - p.a.astype(np.float64) @ np.asarray(x, np.float64))
     findings = {
