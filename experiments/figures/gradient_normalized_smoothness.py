@@ -416,7 +416,8 @@ TARGET = Target(
     "at a global linear rate.",
     rule=f"steps to a residual of {REACHED:g}: the order has to be that of the authors' plots; "
     "for Rosenbrock's, a tenth of the gradient method's; the radius, least until then, at least "
-    "the first, which is 1.",
+    "the first, which is 1. Beside the paper: the exact Hessian's are at most super-universal "
+    "Newton's.",
     measure=measure,
     judge=judge,
     plot=plot,
