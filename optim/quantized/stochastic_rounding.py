@@ -43,13 +43,23 @@ def stochastic_round(
     """
     if jnp.dtype(dtype) != jnp.bfloat16:
         return x.astype(dtype)
+    noise = jax.random.bits(named_key(key, "stochastic_round"), x.shape, jnp.uint16)
+    return round_up_by(noise.astype(jnp.uint32), x)
+
+
+def round_up_by(noise: jax.Array, x: jax.Array) -> jax.Array:
+    """x in bfloat16, rounded away from zero where noise and the dropped bits exceed 16 bits.
+
+    Args:
+      noise: uint32 below 2^16, shaped as x.
+      x: float32, or float64, which is rounded to float32 first.
+    """
     x = x.astype(jnp.float32)
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    noise = jax.random.bits(named_key(key, "stochastic_round"), x.shape, jnp.uint16)
-    kept = (bits + noise.astype(jnp.uint32)) & jnp.uint32(0xFFFF0000)
+    kept = (bits + noise) & jnp.uint32(0xFFFF0000)
     rounded = jax.lax.bitcast_convert_type(kept, jnp.float32)
     fits = jnp.isfinite(x) & jnp.isfinite(rounded)
-    return jnp.where(fits, rounded, x).astype(dtype)
+    return jnp.where(fits, rounded, x).astype(jnp.bfloat16)
 
 
 def apply_updates(
