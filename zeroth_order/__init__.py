@@ -1,5 +1,6 @@
 """Zeroth-order optimization at inference memory: a gradient is a seed and a few coefficients."""
 
+from zeroth_order.algorithms.mezo import Algorithm, MezoInfo, MezoState, mezo
 from zeroth_order.directions import (
     Direction,
     Leaf,
@@ -10,6 +11,9 @@ from zeroth_order.directions import (
     perturb,
     scaled,
 )
+from zeroth_order.estimates import Estimate, Estimator, value_and_grad
+from zeroth_order.estimators.forward_gradient import forward_gradient
+from zeroth_order.estimators.spsa import spsa
 from zeroth_order.noise import (
     Noise,
     box_muller_normal,
@@ -24,20 +28,29 @@ from zeroth_order.streaming import (
 )
 
 __all__ = [
+    "Algorithm",
     "Direction",
+    "Estimate",
+    "Estimator",
     "Leaf",
+    "MezoInfo",
+    "MezoState",
     "Noise",
     "SeededGradient",
     "Streamed",
     "apply",
     "box_muller_normal",
     "direction",
+    "forward_gradient",
     "materialize",
+    "mezo",
     "perturb",
     "popcount_normal",
     "rademacher",
     "read",
     "rows",
     "scaled",
+    "spsa",
     "stream",
+    "value_and_grad",
 ]

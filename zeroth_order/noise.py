@@ -40,6 +40,7 @@ seeds, lags, sums by coordinate, row and column (tests/zeroth_order/test_noise.p
 are Wellons' lowbias32 (nullprogram.com/blog/2018/07/31).
 """
 
+import functools
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -125,11 +126,22 @@ popcount_normal = Noise(_ones, 8**-0.5, 5)
 box_muller_normal = Noise(_box_muller, 1.0, None)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def exact_scale(scale: jax.Array, bits: int | None) -> jax.Array:
-    """The scale, rounded in float32 so that its product with integers of so many bits is exact."""
+    """The scale, rounded in float32 so that its product with integers of so many bits is exact.
+
+    Its derivative is one.
+    """
     if bits is None or bits == 1 or scale.dtype != jnp.float32:
         return scale
     pattern = jax.lax.bitcast_convert_type(scale, jnp.uint32)
     half = jnp.uint32(1 << (bits - 1))
     rounded = (pattern + half) >> jnp.uint32(bits) << jnp.uint32(bits)
     return jax.lax.bitcast_convert_type(rounded, jnp.float32)
+
+
+@exact_scale.defjvp
+def _as_identity(
+    bits: int | None, scale: tuple[jax.Array], tangent: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return exact_scale(scale[0], bits), tangent[0]

@@ -1,0 +1,108 @@
+"""MeZO: stochastic gradient descent by forward passes, at the memory of inference.
+
+With the estimate c_j, z_j of `zeroth_order.spsa` at the seed of the step::
+
+    params = params - rate (sum over j of c_j z_j + weight_decay params)
+
+*Differences.* From the authors' code: (1) perturbations are not undone but never made to the
+parameters that are kept; there, the restored ones are off by rounding, in bfloat16 by more than a
+step. (2) z is +-1 by default; there, normal: `along=zeroth_order.direction(box_muller_normal)`.
+(3) bfloat16 parameters are rounded stochastically. (4) Which leaves decay is the `mask`; there, all
+whose names hold neither bias nor layer_norm.
+
+*Cost.* 2 n losses and one pass over the parameters, in place where the state is donated. State: a
+key and a count.
+
+*Reference.* Malladi et al., Fine-Tuning Language Models with Just Forward Passes, 2023
+(arXiv:2305.17333), Algorithm 1; princeton-nlp/MeZO@552cb1b, large_models/trainer.py.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optim import trees
+from zeroth_order.directions import Direction, SeededGradient, apply
+from zeroth_order.estimates import Estimator
+
+
+class MezoState(NamedTuple):
+    """State of `mezo`."""
+
+    params: optax.Params
+    key: jax.Array  # (), typed key: of the run
+    step: jax.Array  # (), int32: steps up to now
+
+
+class MezoInfo(NamedTuple):
+    """What a step tells."""
+
+    loss: jax.Array  # (), float32 or wider: the estimator's value
+    gradient: SeededGradient
+    learning_rate: jax.Array  # (), float32 or wider
+    evaluations: jax.Array  # (), int32: losses of this step
+
+
+class Algorithm(NamedTuple):
+    """What is no gradient transformation."""
+
+    init: Callable[..., Any]  # (params, key) -> state
+    update: Callable[..., Any]  # (state, batch) -> (state, info)
+
+
+def mezo(
+    loss_fn: Callable[[optax.Params, Any], jax.Array],
+    learning_rate: optax.ScalarOrSchedule,
+    estimator: Estimator,
+    along: Direction,
+    *,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+) -> Algorithm:
+    """MeZO as a traced algorithm, which owns the parameters.
+
+    Args:
+      loss_fn: (params, batch) -> losses, as the estimator takes them.
+      learning_rate: a number or a schedule.
+      estimator: `zeroth_order.spsa(along)` or `zeroth_order.forward_gradient(along)`.
+      along: the direction through which the estimator's gradients are read.
+      weight_decay: coefficient of the parameters.
+      mask: which leaves decay, as `optax.add_decayed_weights` takes it; all by default.
+
+    Raises:
+      ValueError: weight_decay is negative.
+
+    >>> import jax, jax.numpy as jnp, zeroth_order
+    >>> def loss(params, batch):
+    ...     return jnp.square(params["w"] - batch)
+    >>> along = zeroth_order.direction()
+    >>> algorithm = zeroth_order.mezo(loss, 0.1, zeroth_order.spsa(along), along)
+    >>> state = algorithm.init({"w": jnp.ones(())}, jax.random.key(0))
+    >>> state, info = jax.jit(algorithm.update)(state, jnp.array([0.0, 2.0, 3.5]))
+    >>> print(state.params["w"].round(3), info.evaluations)
+    1.167 2
+    """
+    trees.check_at_least("mezo", 0, weight_decay=weight_decay)
+
+    def init(params: optax.Params, key: jax.Array) -> MezoState:
+        along(params)  # what cannot be perturbed is an error here
+        return MezoState(jax.tree.map(jnp.array, params), jnp.array(key), jnp.zeros((), jnp.int32))
+
+    def update(state: MezoState, batch: Any) -> tuple[MezoState, MezoInfo]:
+        params = state.params
+        key = jax.random.fold_in(trees.named_key(state.key, "mezo"), state.step)
+        drawn, rounding = jax.random.split(key)
+        seed = jax.random.bits(drawn, (), jnp.uint32)
+        found = estimator(lambda p: loss_fn(p, batch), params, seed)
+        rate = trees.value_at(learning_rate, state.step, found.gradient.coefficients.dtype)
+        decays = trees.mask_like(params, mask)
+        decay = jax.tree.map(lambda decays: weight_decay if decays else 0.0, decays)
+        params = apply(along, found.gradient, params, rate=rate, decay=decay, key=rounding)
+        step = optax.safe_increment(state.step)
+        info = MezoInfo(found.value, found.gradient, rate, found.evaluations)
+        return MezoState(params, state.key, step), info
+
+    return Algorithm(init, update)
