@@ -21,7 +21,7 @@ def test_targets_are_found_by_what_they_define():
 
 
 # Its runs are processes of their own, each of which compiles.
-SLOW = ("decoder_optimizers",)
+SLOW = ("decoder_optimizers", "gradient_normalized_smoothness", "newton_schulz_spectra")
 
 
 @pytest.mark.parametrize(
