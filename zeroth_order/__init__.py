@@ -1,6 +1,8 @@
 """Zeroth-order optimization at inference memory: a gradient is a seed and a few coefficients."""
 
-from zeroth_order.algorithms.mezo import Algorithm, MezoInfo, MezoState, mezo
+from zeroth_order.algorithms.mezo import mezo
+from zeroth_order.algorithms.zo_sgd_conservative import zo_sgd_conservative
+from zeroth_order.descent import Algorithm, DescentInfo, DescentState
 from zeroth_order.directions import (
     Direction,
     Leaf,
@@ -29,12 +31,12 @@ from zeroth_order.streaming import (
 
 __all__ = [
     "Algorithm",
+    "DescentInfo",
+    "DescentState",
     "Direction",
     "Estimate",
     "Estimator",
     "Leaf",
-    "MezoInfo",
-    "MezoState",
     "Noise",
     "SeededGradient",
     "Streamed",
@@ -53,4 +55,5 @@ __all__ = [
     "spsa",
     "stream",
     "value_and_grad",
+    "zo_sgd_conservative",
 ]

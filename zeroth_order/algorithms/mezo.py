@@ -17,40 +17,17 @@ key and a count.
 (arXiv:2305.17333), Algorithm 1; princeton-nlp/MeZO@552cb1b, large_models/trainer.py.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from optim import trees
-from zeroth_order.directions import Direction, SeededGradient, apply
+from zeroth_order.descent import Algorithm, DescentInfo, DescentState, after, draw, start
+from zeroth_order.directions import Direction, apply
 from zeroth_order.estimates import Estimator
-
-
-class MezoState(NamedTuple):
-    """State of `mezo`."""
-
-    params: optax.Params
-    key: jax.Array  # (), typed key: of the run
-    step: jax.Array  # (), int32: steps up to now
-
-
-class MezoInfo(NamedTuple):
-    """What a step tells."""
-
-    loss: jax.Array  # (), float32 or wider: the estimator's value
-    gradient: SeededGradient
-    learning_rate: jax.Array  # (), float32 or wider
-    evaluations: jax.Array  # (), int32: losses of this step
-
-
-class Algorithm(NamedTuple):
-    """What is no gradient transformation."""
-
-    init: Callable[..., Any]  # (params, key) -> state
-    update: Callable[..., Any]  # (state, batch) -> (state, info)
 
 
 def mezo(
@@ -87,22 +64,15 @@ def mezo(
     """
     trees.check_at_least("mezo", 0, weight_decay=weight_decay)
 
-    def init(params: optax.Params, key: jax.Array) -> MezoState:
-        along(params)  # what cannot be perturbed is an error here
-        return MezoState(jax.tree.map(jnp.array, params), jnp.array(key), jnp.zeros((), jnp.int32))
-
-    def update(state: MezoState, batch: Any) -> tuple[MezoState, MezoInfo]:
+    def update(state: DescentState, batch: Any) -> tuple[DescentState, DescentInfo]:
         params = state.params
-        key = jax.random.fold_in(trees.named_key(state.key, "mezo"), state.step)
-        drawn, rounding = jax.random.split(key)
-        seed = jax.random.bits(drawn, (), jnp.uint32)
+        seed, rounding = draw("mezo", state)
         found = estimator(lambda p: loss_fn(p, batch), params, seed)
         rate = trees.value_at(learning_rate, state.step, found.gradient.coefficients.dtype)
         decays = trees.mask_like(params, mask)
         decay = jax.tree.map(lambda decays: weight_decay if decays else 0.0, decays)
         params = apply(along, found.gradient, params, rate=rate, decay=decay, key=rounding)
-        step = optax.safe_increment(state.step)
-        info = MezoInfo(found.value, found.gradient, rate, found.evaluations)
-        return MezoState(params, state.key, step), info
+        info = DescentInfo(found.value, found.gradient, rate, found.evaluations)
+        return after(state, params), info
 
-    return Algorithm(init, update)
+    return Algorithm(functools.partial(start, along), update)
