@@ -27,6 +27,7 @@ INERT: dict[tuple[str, str], str] = {
     ("psgd_kron", "flat_start"): "the recordings end before it does",
     ("psgd_kron", "max_size_triangular"): "no side is as long",
     ("psgd_kron", "min_prob"): "the recordings end before the probability is as low",
+    ("zobench", "gradient_sparsity"): "what it zeroes is recorded",
 }
 
 
