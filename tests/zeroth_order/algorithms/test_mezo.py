@@ -74,14 +74,14 @@ def test_the_state_is_donated_in_place_and_keeps_its_dtypes():
     algorithm = zeroth_order.mezo(loss, 1e-2, estimator, ALONG)
     given = params(dtype=jnp.bfloat16)
     state = algorithm.init(given, jax.random.key(0))
-    step = jax.jit(algorithm.update, donate_argnums=0)
-    compiled = step.lower(state, TOKENS).compile().memory_analysis()
+    # A compiled program refuses other structures and dtypes: the second step is as the first.
+    step = jax.jit(algorithm.update, donate_argnums=0).lower(state, TOKENS).compile()
     size = sum(x.nbytes for x in jax.tree.leaves(given))
-    assert compiled.alias_size_in_bytes >= size
+    assert step.memory_analysis().alias_size_in_bytes >= size
     after, _ = step(state, TOKENS)
     assert jax.tree.map(lambda x: x.dtype, after.params) == jax.tree.map(lambda x: x.dtype, given)
     assert not any(x.is_deleted() for x in jax.tree.leaves(given))
-    assert step(after, TOKENS)[0].step == 2 and step._cache_size() == 1
+    assert step(after, TOKENS)[0].step == 2
 
 
 def test_the_mask_chooses_what_decays():
