@@ -19,7 +19,7 @@ whose loss is asked for.
 *Bits.* Where the draw is exact (`noise`) the same seed and coefficients give the same parameters on
 every backend and sharding. A weight decay is another product, and is not exact.
 
-*Cost.* Of `apply`: a pass over the parameters, 15 to 20 integer operations for an element and
+*Cost.* Of `apply`: a pass over the parameters, about 20 integer operations for an element and
 sample, no memory.
 
 *Reference.* The restored perturbations that this replaces: Malladi et al., Fine-Tuning Language
@@ -148,7 +148,7 @@ def scaled(along: Direction, scales: Any) -> Direction:
         def one(leaf: Leaf | None, by: ArrayLike) -> Leaf | None:
             return None if leaf is None else leaf._replace(scale=leaf.scale * jnp.asarray(by))
 
-        return _map(one, along(params), jax.tree.broadcast(scales, params))
+        return map_directed(one, along(params), jax.tree.broadcast(scales, params))
 
     return of
 
@@ -166,7 +166,7 @@ def perturb(along: Direction, params: optax.Params, seed: ArrayLike, scale: Arra
         z, factor = _drawn(leaf, value, seed)
         return add_scaled(value, jnp.asarray(scale, factor.dtype) * factor, z, leaf.bits)
 
-    return _map(one, along(params), params)
+    return map_directed(one, along(params), params)
 
 
 def materialize(along: Direction, gradient: SeededGradient, params: optax.Params) -> Any:
@@ -182,7 +182,7 @@ def materialize(along: Direction, gradient: SeededGradient, params: optax.Params
         total = jnp.zeros(jnp.shape(value), trees.accumulator_dtype(value))
         return total if leaf is None else _sum(total, leaf, jnp.asarray(value), gradient)
 
-    return _map(one, along(params), params)
+    return map_directed(one, along(params), params)
 
 
 def apply(
@@ -228,7 +228,7 @@ def apply(
         bits = noise.word(*_addresses(leaf, value, rounding))
         return round_up_by(noise.another(bits) >> 16, total)
 
-    return _map(one, along(params), params, jax.tree.broadcast(decay, params))
+    return map_directed(one, along(params), params, jax.tree.broadcast(decay, params))
 
 
 def add_scaled(value: jax.Array, scale: jax.Array, z: jax.Array, bits: int | None) -> jax.Array:
@@ -266,7 +266,7 @@ def _sum(total: jax.Array, leaf: Leaf, value: jax.Array, gradient: SeededGradien
     return total
 
 
-def _map(rule: Callable[..., Any], leaves: Any, *others: Any) -> Any:
+def map_directed(rule: Callable[..., Any], leaves: Any, *others: Any) -> Any:
     """The rule on every leaf of the direction, None included."""
     return jax.tree.map(rule, leaves, *others, is_leaf=lambda x: x is None or isinstance(x, Leaf))
 

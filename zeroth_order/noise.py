@@ -8,9 +8,9 @@ of the leaf (the layer), offset = flat index inside one layer's array. With `mix
     word = mix(mix(key + offset) ^ 0x9E3779B9 key)
     z    = draw(word)
 
-All of it is arithmetic of 32-bit integers: the bits are the same on every backend, in XLA and in
-Pallas, whole or sharded, and whichever other parameters there are. Neither a block nor the number
-of blocks may exceed 2^32; a stack of blocks may.
+Keys and words are arithmetic of 32-bit integers, of which no backend has its own; they are the same
+whole or sharded, and whichever other parameters there are. Neither a block nor the number of blocks
+may exceed 2^32; a stack of blocks may.
 
 *Draws.* Of mean 0 and variance 1:
 

@@ -9,12 +9,9 @@
     logits = h @ zeroth_order.read(params["embed"]).T
 
 Both are the identity on ordinary arrays, so that one model serves every optimizer. The bits are
-those of `zeroth_order.perturb`, tree-wise. In flax:
+those of `zeroth_order.perturb`, tree-wise.
 
-- Linen: `nn.map_variables(Block, "params", trans_in_fn=read)` inside `nn.scan`; Block is untouched.
-- NNX: `nnx.replace_by_pure_dict(state, read(w))` and `nnx.merge(graph, state)` in the scan's body.
-
-*Cost.* A draw for each weight read: 15 to 20 integer operations; temporaries of one layer's
+*Cost.* A draw for each weight read: about 20 integer operations; temporaries of one layer's
 perturbed weights, and of what is read outside of the scan.
 """
 
@@ -29,7 +26,7 @@ from jax.typing import ArrayLike
 
 from optim import trees
 from zeroth_order import noise
-from zeroth_order.directions import Direction, Leaf, add_scaled, spread
+from zeroth_order.directions import Direction, Leaf, add_scaled, map_directed, spread
 
 
 @jax.tree_util.register_dataclass
@@ -83,9 +80,7 @@ def stream(along: Direction, params: optax.Params, seed: ArrayLike, scale: Array
             leaf.bits,
         )
 
-    return jax.tree.map(
-        one, along(params), params, is_leaf=lambda x: x is None or isinstance(x, Leaf)
-    )
+    return map_directed(one, along(params), params)
 
 
 def read(tree: Any) -> Any:

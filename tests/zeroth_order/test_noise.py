@@ -17,16 +17,12 @@ DRAWS = {
 FOURTH = {"rademacher": 1.0, "popcount_normal": 3 - 1 / 16, "box_muller_normal": 3.0}
 
 
-def keyed(key, counter):
-    return noise.word(key, counter)
-
-
 def linear(key, counter):
     """A linear congruence of the counter, whose low bits are regular."""
     return counter * jnp.uint32(747796405) + key
 
 
-def drawn(draws, word=keyed):
+def drawn(draws, word=noise.word):
     """(seeds, elements) of one leaf for consecutive seeds."""
 
     def one(seed):

@@ -5,10 +5,10 @@ With the estimate c_j, z_j of `zeroth_order.spsa` at the seed of the step::
     params = params - rate (sum over j of c_j z_j + weight_decay params)
 
 *Differences.* From the authors' code: (1) perturbations are not undone but never made to the
-parameters that are kept; there, the restored ones are off by rounding, in bfloat16 by more than a
-step. (2) z is +-1 by default; there, normal: `along=zeroth_order.direction(box_muller_normal)`.
-(3) bfloat16 parameters are rounded stochastically. (4) Which leaves decay is the `mask`; there, all
-whose names hold neither bias nor layer_norm.
+parameters that are kept; there, the restored ones are off by rounding. (2) z is +-1 by default;
+there, normal: `along=zeroth_order.direction(zeroth_order.box_muller_normal)`. (3) bfloat16
+parameters are rounded stochastically. (4) Which leaves decay is the `mask`; there, all whose names
+hold neither bias nor layer_norm.
 
 *Cost.* 2 n losses and one pass over the parameters, in place where the state is donated. State: a
 key and a count.

@@ -5,13 +5,12 @@ The loss is differentiated with respect to the scalar size s of a probe, at zero
     c_j = d loss(params + s z_j) / ds / n = z_j' grad(loss) / n
     gradient = sum over j of c_j z_j
 
-so that z is drawn where the weights are read, streamed a layer at a time, and neither z nor a
-tangent of the weights is ever stored whole.
+so that z is drawn where the weights are read, streamed a layer at a time.
 
 *Differences.* From ZO-Bench's code, whose tangent is a copy of the parameters: none in what is
 computed. z is +-1 by default; there, normal.
 
-*Cost.* A pass of values and tangents, about two losses, which is what `evaluations` counts.
+*Cost.* A pass of values and tangents a sample, which `evaluations` counts as two losses.
 
 *Reference.* Baydin et al., Gradients without Backpropagation, 2022 (arXiv:2202.08587); Zhang et
 al., Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning, 2024
