@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optim import trees
-from zeroth_order.directions import Direction, SeededGradient
+from zeroth_order.directions import Direction, SeededGradient, check_moves
 
 
 class Algorithm(NamedTuple):
@@ -35,17 +35,16 @@ class DescentInfo(NamedTuple):
     evaluations: jax.Array  # (), int32: losses of this step
 
 
-def start(along: Direction, params: optax.Params, key: jax.Array) -> DescentState:
+def start(method: str, along: Direction, params: optax.Params, key: jax.Array) -> DescentState:
     """The first state, in buffers of its own; what cannot be perturbed is an error here."""
-    along(params)
+    check_moves(method, along, params)
     return DescentState(jax.tree.map(jnp.array, params), jnp.array(key), jnp.zeros((), jnp.int32))
 
 
-def draw(method: str, state: DescentState) -> tuple[jax.Array, jax.Array]:
-    """The seed of the state's next step, and a key to round by."""
+def draw(method: str, state: DescentState) -> jax.Array:
+    """The seed of the state's next step."""
     key = jax.random.fold_in(trees.named_key(state.key, method), state.step)
-    drawn, rounding = jax.random.split(key)
-    return jax.random.bits(drawn, (), jnp.uint32), rounding
+    return jax.random.bits(key, (), jnp.uint32)
 
 
 def after(state: DescentState, params: optax.Params) -> DescentState:

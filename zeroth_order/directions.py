@@ -2,25 +2,27 @@
 
 A *direction* is a function from the parameters to a tree with a `Leaf` for each of theirs that is
 perturbed and None for each that stays. It is made by `direction` and changed by functions of one
-direction, such as `scaled`. Sample j of an estimate with seed s is the z of the seed s + j, so that
-a gradient estimate, whatever the size of the model, is::
+direction, such as `scaled`, `small_weights` or `random_mask`. Sample j of an estimate with
+seed s is the z of the seed s + j, so that a gradient estimate, whatever the size of the model, is::
 
     SeededGradient(seed, coefficients):  sum over j of coefficients[j] z(seed + j)
+
+Of many steps at once, seed is a vector and coefficients a row for each of it.
 
 `apply` adds a multiple of it to the parameters in one pass, each read and written once; `perturb`
 adds one z; `materialize` writes it out, for optimizers that want a gradient.
 
 *Numbers.* Arithmetic is in float32, or the parameter's wider dtype, and is rounded once to the
-parameter's dtype. With `key` bfloat16 is rounded stochastically, with bits of the same addresses:
-an update far below the spacing of bfloat16 still moves the mean, where rounding to the nearest
-would move only the smallest weights, if any. Not so `perturb`: the perturbed weights are the ones
-whose loss is asked for.
+parameter's dtype. With `stochastic` bfloat16 is rounded up or down at random, by bits that are a
+function of the gradient's seed and the same addresses: an update far below the spacing of bfloat16
+still moves the mean, where rounding to the nearest would move only the smallest weights, if any.
+Not so `perturb`: the perturbed weights are the ones whose loss is asked for.
 
 *Bits.* Where the draw is exact (`noise`) the same seed and coefficients give the same parameters on
 every backend and sharding. A weight decay is another product, and is not exact.
 
 *Cost.* Of `apply`: a pass over the parameters, about 20 integer operations for an element and
-sample, no memory.
+sample, no memory; beyond 16 samples a loop, which keeps one leaf in float32.
 
 *Reference.* The restored perturbations that this replaces: Malladi et al., Fine-Tuning Language
 Models with Just Forward Passes, 2023 (arXiv:2305.17333).
@@ -38,17 +40,25 @@ from optim import trees
 from optim.quantized.stochastic_rounding import round_up_by
 from zeroth_order import noise
 
+UNROLLED = 16  # samples that are added without a loop, which would keep the sum in memory
+
 Rules = Mapping[str, Any] | Iterable[tuple[str, Any]]
 
 
 class Leaf(NamedTuple):
-    """How one leaf is perturbed: by scale draw(key, counter, weight)."""
+    """How one leaf is perturbed: by scale draw(block, index, weight), block by block."""
 
-    stack: int  # leading axes that number blocks, each with a key of its own
-    keys: Callable[[ArrayLike, tuple[int, ...]], jax.Array]  # seed, shape of the stack -> keys
-    draw: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # elementwise, float32
+    number: int  # in its address: `noise.leaf_number` of its path
+    stack: int  # leading axes that number blocks
+    # Seed, shape of the stack -> what all elements of a block share: a pytree of arrays, which
+    # begin with the axes of the stack; first of all a key for each block.
+    blocks: Callable[[ArrayLike, tuple[int, ...]], Any]
+    # Block, index along each of its axes as `noise.axes`, weights -> float32, elementwise.
+    draw: Callable[[Any, tuple[jax.Array, ...], jax.Array], jax.Array]
     scale: ArrayLike = 1.0  # shaped as the stack, or a scalar
     bits: int | None = None  # as `noise.Noise.bits`
+    # Block, shape of its matrix -> A (rows, rank), B (columns, rank) where its z is A B'.
+    factors: Callable[[Any, tuple[int, ...]], tuple[jax.Array, jax.Array]] | None = None
 
 
 Direction = Callable[[optax.Params], Any]
@@ -57,8 +67,8 @@ Direction = Callable[[optax.Params], Any]
 class SeededGradient(NamedTuple):
     """An estimate of a gradient, read through a direction."""
 
-    seed: jax.Array  # (), uint32: of the first sample
-    coefficients: jax.Array  # (samples,), float32 or wider
+    seed: jax.Array  # (), uint32: of the first sample; or (steps,)
+    coefficients: jax.Array  # (samples,), float32 or wider; or (steps, samples)
 
 
 def direction(
@@ -108,9 +118,10 @@ def direction(
                 )
             found[number] = name
             return Leaf(
+                number=number,
                 stack=axes,
-                keys=lambda seed, shape: noise.block_keys(seed, number, shape),
-                draw=lambda key, counter, weight: draws.draw(noise.word(key, counter)),
+                blocks=lambda seed, shape: noise.block_keys(seed, number, shape),
+                draw=lambda key, index, weight: draws.draw(noise.words(key, index, weight.shape)),
                 scale=draws.unit,
                 bits=draws.bits,
             )
@@ -179,8 +190,10 @@ def materialize(along: Direction, gradient: SeededGradient, params: optax.Params
     """
 
     def one(leaf: Leaf | None, value: Any) -> Any:
-        total = jnp.zeros(jnp.shape(value), trees.accumulator_dtype(value))
-        return total if leaf is None else _sum(total, leaf, jnp.asarray(value), gradient)
+        value = jnp.asarray(value)
+        if leaf is None:
+            return jnp.zeros(value.shape, trees.accumulator_dtype(value))
+        return written(leaf, value, gradient)
 
     return map_directed(one, along(params), params)
 
@@ -192,7 +205,7 @@ def apply(
     *,
     rate: ArrayLike = 1.0,
     decay: Any = 0.0,
-    key: jax.Array | None = None,
+    stochastic: bool = False,
 ) -> optax.Params:
     """params - rate (gradient + decay params), in one pass and in place where params are donated.
 
@@ -202,7 +215,7 @@ def apply(
       params: parameters; what the direction leaves out stays, decay included.
       rate: learning rate. Its products with the coefficients are rounded once, in their dtype.
       decay: weight decay, or a tree of them like the parameters, or a prefix of one.
-      key: a typed key, which rounds bfloat16 stochastically.
+      stochastic: round bfloat16 stochastically, by words of the gradient's seed.
 
     >>> import jax.numpy as jnp, zeroth_order
     >>> estimate = zeroth_order.SeededGradient(jnp.uint32(3), jnp.array([0.5]))
@@ -210,9 +223,11 @@ def apply(
     >>> print(zeroth_order.apply(along, estimate, {"w": jnp.ones(4)}, rate=0.1)["w"])
     [0.95 1.05 1.05 0.95]
     """
-    coefficients = gradient.coefficients
+    # A barrier, since constants of the estimate and of the rate would be multiplied first, and the
+    # product be another than that of what is told of a step.
+    coefficients = jax.lax.optimization_barrier(gradient.coefficients)
     step = gradient._replace(coefficients=-jnp.asarray(rate, coefficients.dtype) * coefficients)
-    rounding = None if key is None else jax.random.bits(trees.named_key(key, "apply"), (), "uint32")
+    first = jnp.ravel(jnp.asarray(gradient.seed, jnp.uint32))[0]
 
     def one(leaf: Leaf | None, value: Any, decay: ArrayLike) -> Any:
         if leaf is None:
@@ -223,10 +238,7 @@ def apply(
             factor = jnp.asarray(rate, total.dtype) * jnp.asarray(decay, total.dtype)
             total = total - factor * total
         total = _sum(total, leaf, value, step)
-        if rounding is None or value.dtype != jnp.bfloat16:
-            return total.astype(value.dtype)
-        bits = noise.word(*_addresses(leaf, value, rounding))
-        return round_up_by(noise.another(bits) >> 16, total)
+        return rounded(leaf, value, total, first) if stochastic else total.astype(value.dtype)
 
     return map_directed(one, along(params), params, jax.tree.broadcast(decay, params))
 
@@ -243,32 +255,96 @@ def spread(leaf: Leaf, value: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return jnp.broadcast_to(jnp.asarray(leaf.scale, dtype), value.shape[: leaf.stack])
 
 
-def _addresses(leaf: Leaf, value: jax.Array, seed: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Keys and counters of all elements, the keys with axes of length one behind the stack's."""
-    keys = leaf.keys(seed, value.shape[: leaf.stack])
-    keys = keys.reshape(keys.shape + (1,) * (value.ndim - keys.ndim))
-    return keys, keys + noise.counters(value.shape[leaf.stack :])
+def rounded(leaf: Leaf, value: jax.Array, total: jax.Array, seed: jax.Array) -> jax.Array:
+    """`total` in the dtype of `value`, bfloat16 stochastically by words of this seed."""
+    if value.dtype != jnp.bfloat16:
+        return total.astype(value.dtype)
+    keys = noise.block_keys(noise.purpose(seed, "rounding"), leaf.number, value.shape[: leaf.stack])
+    index = noise.axes(value.shape[leaf.stack :])
+    words = noise.words(_behind(keys, leaf, value), index, value.shape)
+    return round_up_by(words >> 16, total)
+
+
+def written(leaf: Leaf, value: jax.Array, gradient: SeededGradient) -> jax.Array:
+    """The estimate of one leaf, written out in float32 or wider."""
+    zeros = jnp.zeros(value.shape, trees.accumulator_dtype(value))
+    return _sum(zeros, leaf, value, gradient)
+
+
+def of_all(leaves: Any, params: optax.Params) -> list[tuple[Leaf, jax.Array]]:
+    """The leaves that are perturbed, each with its parameter."""
+    pairs = zip(jax.tree.leaves(leaves, is_leaf=is_leaf), jax.tree.leaves(params), strict=True)
+    return [(leaf, jnp.asarray(value)) for leaf, value in pairs if leaf is not None]
+
+
+def squared_length(leaves: Any, params: optax.Params, seed: ArrayLike) -> jax.Array:
+    """|z|^2 over all leaves, (), float32 or wider."""
+
+    def of(leaf: Leaf, value: jax.Array) -> jax.Array:
+        z, scale = _drawn(leaf, value, seed)
+        return jnp.sum(jnp.square(z * scale))
+
+    return sum((of(*pair) for pair in of_all(leaves, params)), jnp.zeros(()))
+
+
+def check_moves(caller: str, along: Direction, params: optax.Params) -> None:
+    """That the direction moves something; nothing is checked where params are traced."""
+    for leaf, value in of_all(along(params), params):
+
+        def moves(value: jax.Array, leaf: Leaf = leaf) -> jax.Array:
+            z, scale = _drawn(leaf, value, 0)
+            return jnp.any(z * scale != 0)
+
+        found = jax.jit(moves)(value)
+        if isinstance(found, jax.core.Tracer) or found:
+            return
+    raise ValueError(
+        f"{caller}: the direction moves no parameter: z is 0 everywhere; accepted: masks, "
+        f"thresholds and scales that leave something to move."
+    )
+
+
+def is_leaf(x: Any) -> bool:
+    """Whether this ends a direction's tree."""
+    return x is None or isinstance(x, Leaf)
+
+
+def _behind(blocks: Any, leaf: Leaf, value: jax.Array) -> Any:
+    """With axes of length one behind those of the stack, to be broadcast with the value."""
+    ones = (1,) * (value.ndim - leaf.stack)
+    return jax.tree.map(lambda x: x.reshape(x.shape + ones), blocks)
 
 
 def _drawn(leaf: Leaf, value: jax.Array, seed: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """z without its scale, and the scale, which broadcast together."""
     scale = spread(leaf, value, trees.accumulator_dtype(value))
-    scale = scale.reshape(scale.shape + (1,) * (value.ndim - scale.ndim))
-    return leaf.draw(*_addresses(leaf, value, seed), value), scale
+    blocks = leaf.blocks(seed, value.shape[: leaf.stack])
+    index = noise.axes(value.shape[leaf.stack :])
+    z = leaf.draw(_behind(blocks, leaf, value), index, value)
+    return z, _behind(scale, leaf, value)
 
 
 def _sum(total: jax.Array, leaf: Leaf, value: jax.Array, gradient: SeededGradient) -> jax.Array:
-    """total + the estimate. Unrolled over samples: a loop over them would keep a copy of total."""
-    for j in range(gradient.coefficients.size):
-        z, scale = _drawn(leaf, value, jnp.asarray(gradient.seed, jnp.uint32) + jnp.uint32(j))
-        by = gradient.coefficients[j].astype(total.dtype) * scale
-        total = total + noise.exact_scale(by, leaf.bits) * z.astype(total.dtype)
+    """total + the estimate, one sample after the other."""
+    coefficients = gradient.coefficients.reshape(-1)
+    offsets = jnp.arange(gradient.coefficients.shape[-1], dtype=jnp.uint32)
+    seeds = (jnp.asarray(gradient.seed, jnp.uint32)[..., None] + offsets).reshape(-1)
+
+    def add(j: ArrayLike, total: jax.Array) -> jax.Array:
+        z, scale = _drawn(leaf, value, seeds[j])
+        by = coefficients[j].astype(total.dtype) * scale
+        return total + noise.exact_scale(by, leaf.bits) * z.astype(total.dtype)
+
+    if coefficients.size > UNROLLED:
+        return jax.lax.fori_loop(0, coefficients.size, add, total)
+    for j in range(coefficients.size):
+        total = add(j, total)
     return total
 
 
 def map_directed(rule: Callable[..., Any], leaves: Any, *others: Any) -> Any:
     """The rule on every leaf of the direction, None included."""
-    return jax.tree.map(rule, leaves, *others, is_leaf=lambda x: x is None or isinstance(x, Leaf))
+    return jax.tree.map(rule, leaves, *others, is_leaf=is_leaf)
 
 
 def _rules(rules: Rules) -> list[tuple[str, Any]]:

@@ -1,7 +1,7 @@
 """What estimators share: what they find, what they accept as a loss, and how it is written out."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,16 @@ class Estimate(NamedTuple):
     evaluations: jax.Array  # (), int32: losses
 
 
-Estimator = Callable[[LossFn, optax.Params, ArrayLike], Estimate]
+class Estimator(Protocol):
+    """What finds a gradient from losses alone."""
+
+    def __call__(
+        self, loss_fn: LossFn, params: optax.Params, seed: ArrayLike, step: ArrayLike = 0
+    ) -> Estimate:
+        """At these parameters, along the directions of the seeds that begin with `seed`.
+
+        `step` counts the steps of a run, for estimators that grow with it.
+        """
 
 
 def value_and_grad(

@@ -31,7 +31,7 @@ best there, and the cheapest. Its vectors lie on the sphere of radius sqrt(n) of
 
 *Trap.* An index array that does not depend on the layer is moved out of the scan over layers by the
 compiler and kept, a word for every weight of a layer. Counters therefore start at the key:
-`counters(shape, key)`.
+`flat(index, shape, key)`.
 
 *Quality.* The three draws pass a battery of moments, correlations of all pairs of 512 consecutive
 seeds, lags, sums by coordinate, row and column (tests/zeroth_order/test_noise.py).
@@ -78,22 +78,54 @@ def block_keys(seed: ArrayLike, leaf: int, stack: tuple[int, ...]) -> jax.Array:
     return mix(first + counters(stack) * jnp.uint32(GOLDEN))
 
 
-def counters(shape: tuple[int, ...], start: ArrayLike = 0) -> jax.Array:
-    """start + flat row-major index, modulo 2^32: uint32 of this shape.
+def purpose(seed: ArrayLike, name: str) -> jax.Array:
+    """The seed of a second stream of words for the same addresses, such as those to round by."""
+    return mix(jnp.asarray(seed, jnp.uint32) + jnp.uint32(leaf_number(name)))
 
-    Of iotas, hence elementwise: it fuses with what reads it, and is sharded as that is.
+
+def axes(shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    """The index along each axis, uint32, of length one along the others.
+
+    Iotas, hence elementwise: they fuse with what reads them, and are sharded as that is.
     """
-    flat, stride = jnp.broadcast_to(jnp.asarray(start, jnp.uint32), shape), 1
-    for axis in reversed(range(len(shape))):
-        index = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-        flat = flat + index * jnp.uint32(stride % 2**32)
-        stride *= shape[axis]
-    return flat
+
+    def along(axis: int) -> jax.Array:
+        lengths = [1] * len(shape)
+        lengths[axis] = shape[axis]
+        return jax.lax.broadcasted_iota(jnp.uint32, lengths, axis)
+
+    return tuple(along(axis) for axis in range(len(shape)))
+
+
+def flat(index: tuple[jax.Array, ...], shape: tuple[int, ...], start: ArrayLike = 0) -> jax.Array:
+    """start + row-major index into an array of this shape, modulo 2^32.
+
+    The length of the first axis does not matter.
+    """
+    total, stride = jnp.asarray(start, jnp.uint32), 1
+    strides = []
+    for length in reversed(shape):
+        strides.append(stride % 2**32)
+        stride *= length
+    for one, by in zip(index, reversed(strides), strict=True):
+        total = total + one * jnp.uint32(by)
+    return total
+
+
+def counters(shape: tuple[int, ...], start: ArrayLike = 0) -> jax.Array:
+    """start + row-major index, modulo 2^32: uint32 of this shape."""
+    return jnp.broadcast_to(flat(axes(shape), shape, start), shape)
 
 
 def word(key: jax.Array, counter: jax.Array) -> jax.Array:
     """32 random bits for each counter = key + offset; the key is broadcast."""
     return mix(mix(counter) ^ (key * jnp.uint32(GOLDEN)))
+
+
+def words(key: jax.Array, index: tuple[jax.Array, ...], shape: tuple[int, ...]) -> jax.Array:
+    """A word for each element of blocks, the trailing axes of `shape`, by keys that broadcast."""
+    block = shape[len(shape) - len(index) :]
+    return word(key, flat(index, block, key))
 
 
 def another(bits: jax.Array) -> jax.Array:

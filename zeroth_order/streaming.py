@@ -32,13 +32,14 @@ from zeroth_order.directions import Direction, Leaf, add_scaled, map_directed, s
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Streamed:
-    """A leaf and its perturbation: value + scale draw(key, counter, value)."""
+    """A leaf and its perturbation: value + scale draw(block, index, value), as `Leaf` has them."""
 
     value: jax.Array  # (*stack, ...)
-    key: jax.Array  # (*stack), uint32
+    block: Any  # pytree of (*stack)
     scale: jax.Array  # (*stack), float32 or wider
     draw: Callable[..., jax.Array] = dataclasses.field(metadata={"static": True})
     bits: int | None = dataclasses.field(metadata={"static": True})
+    factors: Callable[..., Any] | None = dataclasses.field(metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,10 +75,11 @@ def stream(along: Direction, params: optax.Params, seed: ArrayLike, scale: Array
         dtype = trees.accumulator_dtype(value)
         return Streamed(
             value,
-            leaf.keys(seed, value.shape[: leaf.stack]),
+            leaf.blocks(seed, value.shape[: leaf.stack]),
             jnp.asarray(scale, dtype) * spread(leaf, value, dtype),
             leaf.draw,
             leaf.bits,
+            leaf.factors,
         )
 
     return map_directed(one, along(params), params)
@@ -94,8 +96,8 @@ def read(tree: Any) -> Any:
         if not isinstance(w, Streamed):
             return w
         _check_sliced("read", w)
-        counter = noise.counters(w.shape, w.key)
-        return add_scaled(w.value, w.scale, w.draw(w.key, counter, w.value), w.bits)
+        z = w.draw(w.block, noise.axes(w.shape), w.value)
+        return add_scaled(w.value, w.scale, z, w.bits)
 
     return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, Streamed))
 
@@ -112,15 +114,32 @@ def rows(table: Any, index: jax.Array) -> jax.Array:
     _check_sliced("rows", table)
     if table.value.ndim != 2:
         raise ValueError(f"rows: table has the shape {table.shape}; accepted: a matrix.")
-    width, found = table.shape[1], table.value[index]
-    first = table.key + index.astype(jnp.uint32)[..., None] * jnp.uint32(width)
-    counter = first + jnp.arange(width, dtype=jnp.uint32)
-    return add_scaled(found, table.scale, table.draw(table.key, counter, found), table.bits)
+    where = (index.astype(jnp.uint32)[..., None], jnp.arange(table.shape[1], dtype=jnp.uint32))
+    found = table.value[index]
+    return add_scaled(found, table.scale, table.draw(table.block, where, found), table.bits)
+
+
+def product(x: jax.Array, w: Any) -> jax.Array:
+    """x @ w of a matrix; of one that is perturbed by A B', x @ w + scale (x @ A) B'.
+
+    Under `jax.vmap` over perturbations the weights are then read once for all of them, and the rest
+    costs rank (rows + columns) products for each. The sum is rounded elsewhere than in
+    `zeroth_order.perturb`'s.
+
+    Args:
+      x: (..., rows).
+      w: (rows, columns), an array or a streamed one.
+    """
+    if not isinstance(w, Streamed) or w.factors is None:
+        return x @ read(w)
+    _check_sliced("product", w)
+    a, b = w.factors(w.block, w.shape)
+    return x @ w.value + w.scale.astype(x.dtype) * ((x @ a.astype(x.dtype)) @ b.T.astype(x.dtype))
 
 
 def _check_sliced(caller: str, w: Streamed) -> None:
-    if w.key.ndim:
+    if w.scale.ndim:
         raise ValueError(
-            f"{caller}: a leaf of shape {w.shape} still has {w.key.ndim} stack axes; call it "
+            f"{caller}: a leaf of shape {w.shape} still has {w.scale.ndim} stack axes; call it "
             f"inside the scan over them, or declare fewer by the direction's `stack`."
         )

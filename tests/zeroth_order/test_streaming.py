@@ -90,9 +90,8 @@ def test_temporaries_are_one_layer_and_hold_no_index_array():
     layer = 256 * 256 * 4
 
     def hoisted(w):
-        offset = zeroth_order.noise.counters(w.shape)
-        z = w.draw(w.key, offset + w.key, w.value)
-        return w.value + w.scale * z
+        word = zeroth_order.noise.word(w.block, zeroth_order.noise.counters(w.shape) + w.block)
+        return w.value + w.scale * zeroth_order.rademacher.draw(word)
 
     ours = temporaries(256, 8, zeroth_order.read)
     assert ours < 1.5 * layer

@@ -66,13 +66,13 @@ def mezo(
 
     def update(state: DescentState, batch: Any) -> tuple[DescentState, DescentInfo]:
         params = state.params
-        seed, rounding = draw("mezo", state)
-        found = estimator(lambda p: loss_fn(p, batch), params, seed)
+        seed = draw("mezo", state)
+        found = estimator(lambda p: loss_fn(p, batch), params, seed, state.step)
         rate = trees.value_at(learning_rate, state.step, found.gradient.coefficients.dtype)
         decays = trees.mask_like(params, mask)
         decay = jax.tree.map(lambda decays: weight_decay if decays else 0.0, decays)
-        params = apply(along, found.gradient, params, rate=rate, decay=decay, key=rounding)
+        params = apply(along, found.gradient, params, rate=rate, decay=decay, stochastic=True)
         info = DescentInfo(found.value, found.gradient, rate, found.evaluations)
         return after(state, params), info
 
-    return Algorithm(functools.partial(start, along), update)
+    return Algorithm(functools.partial(start, "mezo", along), update)

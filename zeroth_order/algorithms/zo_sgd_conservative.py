@@ -65,12 +65,12 @@ def zo_sgd_conservative(
 
     def update(state: DescentState, batch: Any) -> tuple[DescentState, DescentInfo]:
         params = state.params
-        seed, rounding = draw("zo_sgd_conservative", state)
-        found = estimator(lambda p: loss_fn(p, batch), params, seed)
+        seed = draw("zo_sgd_conservative", state)
+        found = estimator(lambda p: loss_fn(p, batch), params, seed, state.step)
         rate = trees.value_at(learning_rate, state.step, found.gradient.coefficients.dtype)
 
         def moved(rate: jax.Array) -> optax.Params:
-            return apply(along, found.gradient, params, rate=rate, key=rounding)
+            return apply(along, found.gradient, params, rate=rate, stochastic=True)
 
         def loss(rate: jax.Array) -> jax.Array:
             return jnp.mean(promoted("zo_sgd_conservative", loss_fn(moved(rate), batch)))
@@ -85,4 +85,4 @@ def zo_sgd_conservative(
         info = DescentInfo(here, found.gradient, chosen, found.evaluations + 3)
         return after(state, moved(chosen)), info
 
-    return Algorithm(functools.partial(start, along), update)
+    return Algorithm(functools.partial(start, "zo_sgd_conservative", along), update)

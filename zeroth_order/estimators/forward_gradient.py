@@ -49,7 +49,9 @@ def forward_gradient(along: Direction, *, samples: int = 1, streamed: bool = Fal
     """
     trees.check_at_least("forward_gradient", 1, samples=samples)
 
-    def estimate(loss_fn: LossFn, params: optax.Params, seed: ArrayLike) -> Estimate:
+    def estimate(
+        loss_fn: LossFn, params: optax.Params, seed: ArrayLike, step: ArrayLike = 0
+    ) -> Estimate:
         trees.check_at_least("forward_gradient", 0, seed=seed)
         first, probe = jnp.asarray(seed, jnp.uint32), stream if streamed else perturb
         zero = jnp.zeros((), scale_dtype(params))

@@ -44,9 +44,10 @@ def injected(z: Mapping[str, jax.Array]) -> zeroth_order.Direction:
     def of(params: Any) -> Any:
         return {
             name: zeroth_order.Leaf(
+                number=0,
                 stack=0,
-                keys=lambda seed, stack: jnp.asarray(seed, jnp.uint32),
-                draw=lambda key, counter, weight, name=name: z[name],
+                blocks=lambda seed, stack: jnp.asarray(seed, jnp.uint32),
+                draw=lambda key, index, weight, name=name: z[name],
             )
             for name in params
         }

@@ -17,7 +17,7 @@ def quadratic(p, target):
 def made(loss, rate, coefficient):
     """With an estimate that is given."""
 
-    def estimator(loss_fn, params, seed):
+    def estimator(loss_fn, params, seed, step=0):
         gradient = zeroth_order.SeededGradient(jnp.asarray(seed, jnp.uint32), coefficient[None])
         return zeroth_order.Estimate(jnp.mean(loss_fn(params)), gradient, jnp.int32(2))
 
@@ -44,7 +44,7 @@ def test_the_loss_of_a_batch_never_rises():
         return jnp.sum(jnp.sin(3 * p["w"]) + jnp.square(p["w"]) / 10)
 
     estimator = zeroth_order.spsa(ALONG, epsilon=0.1)
-    algorithm = zeroth_order.zo_sgd_conservative(loss, 0.3, estimator, ALONG)
+    algorithm = zeroth_order.zo_sgd_conservative(loss, 0.03, estimator, ALONG)
     state = algorithm.init({"w": jnp.linspace(-3, 3, 8)}, jax.random.key(1))
     steps = jax.jit(lambda s: jax.lax.scan(lambda s, _: algorithm.update(s, None), s, length=60))
     state, info = steps(state)

@@ -1,0 +1,1 @@
+"""Tests of directions made of others."""

@@ -1,0 +1,1 @@
+"""Directions made of other directions: sparse, of low rank, on the sphere."""
