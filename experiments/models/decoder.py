@@ -15,6 +15,8 @@ width), norm/scale (width) and, untied, head/kernel (width, vocabulary).
 *Init*: truncated normal with standard deviation 1/√fan_in; `output` and `down`, which add to the
 residual stream 2 · layers times, are divided by √(2 · layers); embedding and head are normal with
 standard deviation 0.02, so that the first loss is log(vocabulary) to two digits.
+*Zeroth order*: every parameter is read by `zeroth_order.read` or `rows`, each layer's inside of the
+scan, so that `zeroth_order.stream`ed parameters are perturbed a layer at a time.
 *Numerics*: parameters are float32; matrix products and the residual stream are in `compute_dtype`;
 norms, rotations, softmax and logits are computed in float32.
 *Reference*: Touvron et al. 2023, "LLaMA: Open and Efficient Foundation Language Models", for the
@@ -31,6 +33,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+import zeroth_order
 from experiments.models.model import Model, Params, graph
 
 EMBEDDING_DEVIATION = 0.02
@@ -203,12 +206,13 @@ def _apply(config: Decoder, params: Params, tokens: jax.Array) -> jax.Array:
     angles = rotary_angles(tokens.shape[1], config.width // config.heads, config.rope_base)
 
     def body(h: jax.Array, block: Params) -> tuple[jax.Array, None]:
-        return nnx.merge(block_graph, block)(h, angles), None
+        return nnx.merge(block_graph, zeroth_order.read(block))(h, angles), None
 
     if config.remat:
         body = jax.checkpoint(body, prevent_cse=False)
-    h = params["embed"]["embedding"][tokens].astype(dtype)
+    h = zeroth_order.rows(params["embed"]["embedding"], tokens).astype(dtype)
     h, _ = lax.scan(body, h, params["blocks"])
-    norm = nnx.merge(norm_graph, params["norm"])
-    head = params["embed"]["embedding"].T if config.tied else params["head"]["kernel"]
+    norm = nnx.merge(norm_graph, zeroth_order.read(params["norm"]))
+    table = params["embed"]["embedding"] if config.tied else params["head"]["kernel"]
+    head = zeroth_order.read(table).T if config.tied else zeroth_order.read(table)
     return jnp.matmul(norm(h), head.astype(dtype), preferred_element_type=jnp.float32)

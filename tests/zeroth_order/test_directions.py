@@ -72,7 +72,7 @@ def test_layers_of_a_stack_have_noise_of_their_own():
     assert 10 < (z[0] != z[1]).sum() < 54
 
 
-def test_a_sharded_update_has_the_same_bits_and_no_collective():
+def test_sharded_steps_have_the_same_bits_and_an_update_no_collective():
     """On four devices that the host pretends to have."""
     environment = {
         **os.environ,
@@ -83,7 +83,7 @@ def test_a_sharded_update_has_the_same_bits_and_no_collective():
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout.splitlines()[-1])
-    assert outcome == {"rows": [True, []], "columns": [True, []], "layers": [True, []]}
+    assert outcome == {name: [True, [], True] for name in ("rows", "columns", "layers")}
 
 
 def test_stochastic_rounding_keeps_the_mean_of_steps_below_the_spacing():
