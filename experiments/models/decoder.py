@@ -16,7 +16,8 @@ width), norm/scale (width) and, untied, head/kernel (width, vocabulary).
 residual stream 2 · layers times, are divided by √(2 · layers); embedding and head are normal with
 standard deviation 0.02, so that the first loss is log(vocabulary) to two digits.
 *Zeroth order*: every parameter is read by `zeroth_order.read` or `rows`, each layer's inside of the
-scan, so that `zeroth_order.stream`ed parameters are perturbed a layer at a time.
+scan, so that `zeroth_order.stream`ed parameters are perturbed a layer at a time and matrices of
+blocks that are `quantized` become floats a layer at a time.
 *Numerics*: parameters are float32; matrix products and the residual stream are in `compute_dtype`;
 norms, rotations, softmax and logits are computed in float32.
 *Reference*: Touvron et al. 2023, "LLaMA: Open and Efficient Foundation Language Models", for the
@@ -35,6 +36,7 @@ from jax import lax
 
 import zeroth_order
 from experiments.models.model import Model, Params, graph
+from experiments.models.quantized import dequantized
 
 EMBEDDING_DEVIATION = 0.02
 
@@ -206,7 +208,7 @@ def _apply(config: Decoder, params: Params, tokens: jax.Array) -> jax.Array:
     angles = rotary_angles(tokens.shape[1], config.width // config.heads, config.rope_base)
 
     def body(h: jax.Array, block: Params) -> tuple[jax.Array, None]:
-        return nnx.merge(block_graph, zeroth_order.read(block))(h, angles), None
+        return nnx.merge(block_graph, dequantized(zeroth_order.read(block)))(h, angles), None
 
     if config.remat:
         body = jax.checkpoint(body, prevent_cse=False)

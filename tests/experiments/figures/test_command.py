@@ -20,8 +20,16 @@ def test_targets_are_found_by_what_they_define():
     assert not {"command", "target"} & set(TARGETS)
 
 
-# Its runs are processes of their own, each of which compiles.
-SLOW = ("decoder_optimizers", "gradient_normalized_smoothness", "newton_schulz_spectra")
+# They compile many programs, some in processes of their own.
+SLOW = (
+    "decoder_optimizers",
+    "gradient_normalized_smoothness",
+    "mezo_prompt",
+    "newton_schulz_spectra",
+    "qzo",
+    "sparse_mezo",
+    "zo_bench",
+)
 
 
 @pytest.mark.parametrize(
