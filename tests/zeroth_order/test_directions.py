@@ -151,3 +151,34 @@ def test_select_leaves_the_others_as_they_are():
     after = zeroth_order.apply(along, gradient(1.0), params(), rate=0.1, decay=0.5)
     np.testing.assert_array_equal(after["blocks"]["w"], PARAMS["blocks"]["w"])
     assert (after["embed"] != PARAMS["embed"]).all()
+
+
+def test_a_stack_beyond_the_range_of_a_word_has_distinct_layers():
+    """OPT-175B's feed-forward: 5.8e10 elements, 6.0e8 in a layer; nothing is allocated."""
+    shape = (96, 12288, 49152)
+    value = {"w": jax.ShapeDtypeStruct(shape, jnp.bfloat16)}
+    along = zeroth_order.direction(stack={"w": 1})
+    step = jax.jit(lambda p: zeroth_order.apply(along, gradient(1.0), p, stochastic=True))
+    assert step.lower(value).out_info["w"].shape == shape
+    keys = np.asarray(zeroth_order.noise.block_keys(3, 7, (96,)))
+    assert len(set(keys.tolist())) == 96
+
+
+def test_many_samples_are_summed_in_a_loop_with_the_bits_of_a_sequence():
+    along = zeroth_order.direction(stack=STACK)
+    many = gradient(*np.random.default_rng(0).normal(size=40))
+    at_once = jax.jit(lambda p: zeroth_order.apply(along, many, p, rate=0.01))(params())
+    one_by_one = params()
+    for j, coefficient in enumerate(many.coefficients):
+        one = SeededGradient(many.seed + jnp.uint32(j), coefficient[None])
+        one_by_one = zeroth_order.apply(along, one, one_by_one, rate=0.01)
+    np.testing.assert_array_equal(at_once["embed"], one_by_one["embed"])
+
+
+def test_steps_of_a_run_are_one_gradient_with_a_seed_for_each():
+    along = zeroth_order.direction(stack=STACK)
+    steps = [gradient(0.5, -2.0), gradient(1.0, 0.25, seed=99)]
+    joined = SeededGradient(*(jnp.stack(x) for x in zip(*steps, strict=True)))
+    found = zeroth_order.materialize(along, joined, params())
+    parts = [zeroth_order.materialize(along, one, params()) for one in steps]
+    np.testing.assert_allclose(found["embed"], parts[0]["embed"] + parts[1]["embed"], atol=1e-6)

@@ -124,3 +124,58 @@ def test_seeds_and_losses_that_are_none_are_named(make):
         estimator(lambda p: jnp.sum(p["w"]).astype(jnp.int32), PARAMS, 0)
     with pytest.raises(ValueError, match="spsa: samples|forward_gradient: samples"):
         make(ALONG, samples=0)
+
+
+@pytest.mark.parametrize(("step", "taken"), [(0, 1), (49, 1), (50, 2), (99, 3), (100, 4), (500, 4)])
+def test_samples_grow_with_the_step(step, taken):
+    estimator = zeroth_order.spsa(ALONG, epsilon=0.01, samples=4, growth_steps=100)
+    found = jax.jit(lambda step: estimator(losses, PARAMS, 5, step))(step)
+    expected = zeroth_order.spsa(ALONG, epsilon=0.01, samples=taken)(losses, PARAMS, 5)
+    np.testing.assert_allclose(
+        found.gradient.coefficients[:taken], expected.gradient.coefficients, rtol=1e-5
+    )
+    assert not found.gradient.coefficients[taken:].any()
+    np.testing.assert_allclose(found.value, expected.value, rtol=1e-6)
+    assert found.evaluations == expected.evaluations == 2 * taken
+
+
+def test_samples_that_are_not_taken_are_not_computed():
+    called = []
+
+    def counted(p):
+        jax.debug.callback(lambda _: called.append(1), p["v"][0])
+        return losses(p)
+
+    estimator = zeroth_order.spsa(ALONG, samples=4, growth_steps=100)
+    jax.block_until_ready(jax.jit(lambda step: estimator(counted, PARAMS, 5, step))(60))
+    jax.effects_barrier()
+    assert len(called) == 4
+
+
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_all_at_once_is_one_after_the_other(one_sided):
+    arguments = {"epsilon": 0.01, "samples": 3, "one_sided": one_sided}
+    slow = zeroth_order.spsa(ALONG, **arguments)(losses, PARAMS, 5)
+    fast = zeroth_order.spsa(ALONG, **arguments, vectorized=True)(losses, PARAMS, 5)
+    np.testing.assert_allclose(
+        fast.gradient.coefficients, slow.gradient.coefficients, atol=2e-5, rtol=1e-4
+    )
+    assert fast.evaluations == slow.evaluations
+
+
+def test_objectives_without_a_derivative_are_estimated():
+    """Accuracy, of which the estimate is that of its smoothing."""
+    x = jax.random.normal(jax.random.key(0), (256, 4))
+    label = x @ jnp.array([1.0, -1.0, 2.0, 0.5]) > 0
+
+    def wrong(p):
+        return ((x @ p["w"] > 0) != label).astype(jnp.float32)
+
+    def step(p, seed):
+        found = estimator(wrong, p, seed)
+        return zeroth_order.apply(ALONG, found.gradient, p, rate=0.3), found.value
+
+    estimator = zeroth_order.spsa(ALONG, epsilon=0.2)
+    start = {"w": jnp.array([-1.0, 0.2, 0.1, 0.3])}
+    _, values = jax.jit(lambda: jax.lax.scan(step, start, jnp.arange(300, dtype=jnp.uint32)))()
+    assert values[0] > 0.3 and values[-20:].mean() < 0.1
