@@ -28,6 +28,7 @@ SLOW = (
     "newton_schulz_spectra",
     "qzo",
     "sparse_mezo",
+    "zeroth_order_memory",
     "zo_bench",
 )
 
