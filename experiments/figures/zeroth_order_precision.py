@@ -51,17 +51,6 @@ Row = tuple[str, str, str, float, int, int, float]
 COLUMNS = ("what", "dtype", "rounding", "size", "seed", "step", "value")
 
 
-def updated(
-    along: zeroth_order.Direction,
-    gradient: zeroth_order.SeededGradient,
-    params: Any,
-    rate: Any,
-    key: jax.Array | None,
-) -> Any:
-    """The parameters after a step, rounded to the nearest, or stochastically by a key."""
-    return zeroth_order.apply(along, gradient, params, rate=rate, key=key)
-
-
 def weights(key: jax.Array, count: int, dtype: str) -> dict[str, jax.Array]:
     return {"w": (DEVIATION * jax.random.normal(key, (count,))).astype(dtype)}
 
@@ -87,7 +76,7 @@ def drifts(key: jax.Array, dtype: str, count: int, steps: int) -> list[Row]:
     @jax.jit
     def never(params: Any, seed: jax.Array) -> Any:
         found = zeroth_order.spsa(along, epsilon=EPSILON)(lambda p: jnp.mean(p["w"]), params, seed)
-        return updated(along, found.gradient, params, 0.0, None)
+        return zeroth_order.apply(along, found.gradient, params, rate=0.0)
 
     def distances(step: Any) -> list[float]:
         params, found = start, []
@@ -109,10 +98,9 @@ def updates(key: jax.Array, dtype: str, rounding: str, count: int, seeds: int) -
 
     @jax.jit
     def made(start: Any, size: jax.Array, seed: jax.Array) -> Any:
-        rounded = jax.random.fold_in(key, seed + jnp.uint32(1000))
         gradient = zeroth_order.SeededGradient(seed, jnp.ones(1))
-        by = rounded if rounding == STOCHASTIC else None
-        return updated(along, gradient, start, size, by)
+        stochastic = rounding == STOCHASTIC
+        return zeroth_order.apply(along, gradient, start, rate=size, stochastic=stochastic)
 
     # Another program: within one, what is rounded and widened again may stay wide.
     @jax.jit
@@ -174,8 +162,10 @@ def trained(
     def step(params: Any, drawn: Any) -> tuple[Any, None]:
         batch, seed = drawn
         found = estimator(lambda p: losses(p, inputs[batch], labels[batch]), params, seed)
-        by = jax.random.key(seed) if rounding == STOCHASTIC else None
-        return updated(along, found.gradient, params, rate, by), None
+        stochastic = rounding == STOCHASTIC
+        return zeroth_order.apply(
+            along, found.gradient, params, rate=rate, stochastic=stochastic
+        ), None
 
     def chunk(params: Any, drawn: Any) -> tuple[Any, jax.Array]:
         params, _ = jax.lax.scan(step, params, drawn)
