@@ -1,6 +1,6 @@
 """MeZO's ablations on a prompted classification: the prompt, and two losses a step against one.
 
-The model and the task are `prompted`'s, 2,000 losses of 16 samples, five seeds. Without a prompt a
+The model and the task are `prompted`'s, 1,000 losses of 16 samples, five seeds. Without a prompt a
 new head of two classes is tuned with everything else, by MeZO, or exactly beside it (hybrid).
 
 *Reference*: Malladi et al., 2023, arXiv 2305.17333, Tables 5 and 11; princeton-nlp/MeZO@552cb1b.
@@ -84,7 +84,7 @@ def measure(quick: bool) -> Table:
     known = pretrained(STEPS_QUICK if quick else STEPS)
     start = (BEFORE, 0.0, 0, *before(known, known.params))
     chosen = settings(known)
-    return as_table([start, *sweep(known, chosen, 8 if quick else 2000, 2 if quick else 5)])
+    return as_table([start, *sweep(known, chosen, 8 if quick else 1000, 2 if quick else 5)])
 
 
 def judge(data: Table) -> list[Part]:
@@ -136,7 +136,7 @@ TARGET = Target(
         year=2023,
         arxiv="2305.17333",
     ),
-    figure="Tables 5 and 11 at 0.16 M parameters and 2,000 forward passes, where the paper has "
+    figure="Tables 5 and 11 at 0.16 M parameters and 1,000 forward passes, where the paper has "
     "350 M and 200,000, on lines of Python's sources, every method at its own best rate; the line "
     "is the prompted model before any step.",
     claim="MeZO needs a prompt that makes the task like pretraining, and estimates from one loss a "

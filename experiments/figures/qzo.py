@@ -1,6 +1,6 @@
 """QZO: a language model of 8 and 4 bits, tuned by its scales, against MeZO in full precision.
 
-The model and the task are `prompted`'s, 2,000 losses of 16 samples, five seeds; matrices of the
+The model and the task are `prompted`'s, 1,000 losses of 16 samples, five seeds; matrices of the
 blocks are quantised in groups of 16 rows. Memory is of the parameters alone, the rest of a step
 being the same; MeZO's in 16 bits is half of its bytes here.
 
@@ -78,7 +78,7 @@ def settings(known: Pretrained) -> dict[str, Setting]:
 def measure(quick: bool) -> Table:
     known = pretrained(STEPS_QUICK if quick else STEPS)
     chosen = settings(known)
-    rows = sweep(known, chosen, 4 if quick else 2000, 2 if quick else 5)
+    rows = sweep(known, chosen, 4 if quick else 1000, 2 if quick else 5)
     held = {}
     for name, setting in chosen.items():
         params = known.params if setting.params is None else setting.params
@@ -144,7 +144,7 @@ TARGET = Target(
         year=2025,
         arxiv="2505.13430",
     ),
-    figure="no figure of the paper: its comparison at 0.16 M parameters and 2,000 forward passes, "
+    figure="no figure of the paper: its comparison at 0.16 M parameters and 1,000 forward passes, "
     "where the paper has 6.7 B and 40,000, on lines of Python's sources, every method at its own "
     "best rate. Probes and steps are in proportion to each layer's scales; in the paper they are "
     "absolute, with a probe of the size of a scale.",

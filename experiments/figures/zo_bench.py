@@ -1,6 +1,6 @@
 """Zeroth-order methods on a prompted classification, each tuned, at one budget of forward passes.
 
-The model and the task are `prompted`'s, 2,000 losses of 16 samples, five seeds. A step of forward
+The model and the task are `prompted`'s, 1,000 losses of 16 samples, five seeds. A step of forward
 gradients counts as two losses, one of back-propagation as three.
 
 *Reference*: Zhang et al., 2024, arXiv 2402.11592; ZO-Bench/ZO-LLM@bf210fa.
@@ -96,7 +96,7 @@ def measure(quick: bool) -> Table:
     if quick:
         chosen = {name: chosen[name] for name in (SGD, FORWARD, BLOCKS, SPARSE, FIRST_ORDER)}
     start = (BEFORE, 0.0, 0, *before(known, known.params))
-    return as_table([start, *sweep(known, chosen, 10 if quick else 2000, 2 if quick else 5)])
+    return as_table([start, *sweep(known, chosen, 10 if quick else 1000, 2 if quick else 5)])
 
 
 def judge(data: Table) -> list[Part]:
@@ -157,7 +157,7 @@ TARGET = Target(
         year=2024,
         arxiv="2402.11592",
     ),
-    figure="no figure of the paper: its comparison at 0.16 M parameters and 2,000 forward passes, "
+    figure="no figure of the paper: its comparison at 0.16 M parameters and 1,000 forward passes, "
     "where the paper has 1.3 B and more and 40,000, on lines of Python's sources, every method at "
     "its own best rate; the line is the model before any step.",
     claim="Aligned with pretraining by a prompt, zeroth-order methods tune a language model; "
