@@ -1,0 +1,1 @@
+"""Tests of zeroth_order/kernels."""
