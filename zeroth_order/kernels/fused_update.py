@@ -11,9 +11,8 @@ The sum is in float32, in the order of the directions; these are the bits of `ze
 where `regimes` says that it does not win, the reference, in which XLA has every direction unrolled.
 
 *Cost.* Reads and writes w once; 22 vector operations for a weight and direction and about 35 for
-the rounding. The reference costs the same up to 32 directions. Beyond, XLA's schedule takes 1.5
-times as many cycles, its compile time grows with the directions, and from 128 on it writes the
-float32 sum to memory between two fusions.
+the rounding. The reference costs the same up to 32 directions; what it costs beyond is in
+`regimes`. Its compile time grows with the directions, the kernel's does not.
 
 *Reference.* `optim.quantized.stochastic_rounding`.
 """

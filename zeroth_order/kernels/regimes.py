@@ -1,22 +1,26 @@
 """Experimental: where the kernels are used, by arithmetic and by the TPU compiler's schedules.
 
 Work is counted in cycles of one core for 1024 weights, one vector register of float32. What the
-vector units need is read off the compiler's final schedules for v5e (v5p's differ by 3 %), for +-1
-and bfloat16; `experiments.benchmarks.zeroth_order_kernels_ahead` prints them::
+vector units need is read off the compiler's final schedules for v5e and v5p, which are alike, for
++-1 and bfloat16; `experiments.benchmarks.zeroth_order_kernels_ahead` prints them::
 
-    the pair    kernel 7.7 for both signs      XLA 6.4 for each sign
-    the update  kernel 9.5 + 5.9 a direction   XLA 9.0 + 6.2 a direction up to 32, 10 each beyond
+    the pair    kernel 7.7 for both signs      XLA 6.1 or more for each sign
+    the update  kernel 9.5 + 5.9 a direction   XLA 9.0 + 6.2 a direction up to 32, 7.5 to 10 beyond
 
 A product also needs 2 tokens flops a weight, and what is read comes at the memory's rate. The units
 work side by side, so that the slowest is the time of a fused program. Memory never is: at 2 bytes
-it takes 3.7 of these cycles on v5e, 2.6 on v5p.
+it takes 3.8 of these cycles on v5e, 2.6 on v5p.
 
-*The pair* draws the noise once for two signs: 1.7 times faster up to 256 tokens; at about 400 the
-matrix units become the limit of both, and nothing is left to win at 512 (schedules still say 1.2).
+*The pair* draws the noise once for two signs: 1.6 times faster by arithmetic up to 256 tokens, 1.6
+to 1.9 by the schedules. From about 250 tokens on the matrix units are the limit of the kernel, from
+about 400 that of XLA too, and nothing is left to win (schedules still say 1.2 at 512). A layer that
+is sliced from a stack is copied for the kernel first, 7.5 cycles on v5e and 5.2 on v5p, while XLA
+slices as it reads: nothing is won there, and no rule can see it.
 
 *The update* in XLA is one fused pass, in place, with its vector units full: the kernel cannot win
-up to 32 directions. Beyond, XLA schedules one register at a time: 1.5 times slower at 64; from
-128 on it also writes the float32 sum to memory between two fusions.
+up to 32 directions. Beyond, XLA schedules one register at a time, 1.25 to 1.6 times slower; at 128
+it also keeps the float32 sum between two fusions. From 32 directions on it compiles for 8 s or
+more, the kernel for less than one.
 
 No TPU ran any of this, and no GPU was at hand: the kernels are for TPUs, and GPUs and CPUs have the
 XLA form. Which chip a program is for is not known when it is traced; the rules hold for both.
@@ -55,13 +59,13 @@ def pair_speedup(chip: Chip, tokens: int, itemsize: int) -> float:
     """How many times faster the kernel is than two fused products, by arithmetic."""
     memory, product = itemsize / chip.bytes_per_second, 2 * tokens / chip.flops_per_second
     kernel = max(memory, 2 * product, chip.vector_seconds(7.7))
-    return 2 * max(memory, product, chip.vector_seconds(6.4)) / kernel
+    return 2 * max(memory, product, chip.vector_seconds(6.1)) / kernel
 
 
 def update_speedup(chip: Chip, directions: int, itemsize: int) -> float:
     """How many times faster the kernel is than XLA's fused update, by arithmetic."""
     memory = 2 * itemsize / chip.bytes_per_second
-    each = 6.2 if directions <= MOST_DIRECTIONS_OF_XLA else 10
+    each = 6.2 if directions <= MOST_DIRECTIONS_OF_XLA else 7.5
     xla = chip.vector_seconds(9.0 + each * directions)
     return max(memory, xla) / max(memory, chip.vector_seconds(9.5 + 5.9 * directions))
 
@@ -76,7 +80,7 @@ def pair_wins(x: jax.Array, w: jax.Array, noise: Noise) -> bool:
         and x.dtype == w.dtype
         and noise.bits is not None  # logarithms and cosines of a kernel have bits of their own
         and min(m, 1024) <= rows <= MOST_ROWS  # fewer do not overlap drawing and multiplying
-        and width % 128 == 0
+        and m % 128 == w.shape[1] % 128 == 0  # others are laid out anew for a kernel
         and pair_bytes(tokens, rows, width, w.dtype.itemsize) <= VMEM_LIMIT
     )
 
@@ -87,8 +91,7 @@ def update_wins(w: jax.Array, keys: jax.Array, noise: Noise) -> bool:
     return (
         keys.shape[0] > MOST_DIRECTIONS_OF_XLA
         and len(block) == 2
-        and block[0] >= 32
-        and block[1] >= 128
+        and block[0] % 32 == block[1] % 128 == 0  # others are laid out anew for a kernel
         and block[0] * block[1] >= LEAST_WEIGHTS
         and noise.bits is not None
     )

@@ -120,6 +120,9 @@ def test_many_directions_are_the_kernel_on_a_tpu_alone():
         text(33, (3, 1024, 1024), platform="cuda"),
         text(32, (3, 1024, 1024)),
         text(33, (3, 128, 128)),
+        text(33, (1024, 1100)),
+        text(33, (1025, 1024)),
+        text(33, (2**21,)),
         text(33, (3, 1024, 1024), implementation="xla"),
         text(33, (1024, 1024), draws=zeroth_order.box_muller_normal),
     ):
