@@ -2,10 +2,13 @@
 
 The pair multiplies (2, tokens, 4096) by w + s z and w - s z. Candidates, over two plain products:
 
-    two products   what `paired_product` is on a CPU: each draws z as it reads w
-    map            the same in a loop over the signs, compiled once
-    vmap           both perturbed copies of w are written
-    copies         z is drawn once, behind a barrier, and both copies are written
+    two products   what `paired_product` is on a CPU; as `reference_pair` writes it
+    map            the same in a loop over the signs
+    vmap           one batched product of both signs
+    copies         z is drawn once, and both copies of w stand behind a barrier
+
+XLA on a CPU writes perturbed weights before it multiplies by them, whichever the form: temporaries
+are two copies of w for the pair. On a TPU two products need none (`zeroth_order_kernels_ahead`).
 
 An update reads and writes w, 8 bytes a weight, which is the limit quoted for all: plain products
 read half of it. "To bfloat16" is rounded stochastically, and moves half of the limit.

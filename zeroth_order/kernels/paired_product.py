@@ -12,7 +12,8 @@ and w. `perturbed_product` is one such product; vmapped over two signs it is the
 *Kernel.* One block of columns of w at a time: chunks of it are drawn, perturbed by both scales and
 multiplied while the next block is on its way. All tokens are in one block, since each block of
 them would draw z anew. For TPUs; elsewhere, and where `regimes` says that it does not win, the
-reference, which XLA compiles to two products that draw the noise as they read w.
+reference, which XLA compiles to two products that draw the noise as they read w on a TPU, and on a
+CPU write both perturbed copies of w first.
 
 *Differences.* Where the draw is exact (`noise`) the perturbed weights have the reference's bits;
 the products may differ by the order of their sums.
@@ -157,7 +158,7 @@ def reference(
 def reference_pair(
     x: jax.Array, w: jax.Array, key: jax.Array, scales: jax.Array, noise: Noise
 ) -> jax.Array:
-    """Two products: vmapped, XLA would write both perturbed copies of w."""
+    """Two products: vmapped, both perturbed copies of w would be written on a TPU too."""
     return jnp.stack([reference(x[i], w, key, scales[i], noise) for i in range(2)])
 
 
