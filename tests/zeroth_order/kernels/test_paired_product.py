@@ -167,6 +167,7 @@ def test_elsewhere_they_are_not():
     assert not calls_kernel(pair_of_signs(), *large(tokens=257))
     assert not calls_kernel(pair_of_signs(zeroth_order.box_muller_normal), *large())
     assert not calls_kernel(pair_of_signs(implementation="xla"), *large())
+    assert not calls_kernel(pair_of_signs(), large(dtype=jnp.float32)[0], *large()[1:])
     small = [jax.ShapeDtypeStruct((2, 8, 128), jnp.float32), *large()[1:]]
     small[1] = jax.ShapeDtypeStruct((128, 128), jnp.float32)
     assert not calls_kernel(pair_of_signs(), *small)
