@@ -70,13 +70,13 @@ def hybrid(loss: Any, rate: Any) -> zeroth_order.Algorithm:
 
 
 def settings(known: Pretrained) -> dict[str, Setting]:
-    head = jax.random.normal(jax.random.key(0), (256, 2)) / 16
+    head = 0.02 * jax.random.normal(jax.random.key(0), (256, 2))
     new = {**known.params, "classes": head}
     return {
         TWO: Setting(two_point, 3e-4, 2),
         ONE: Setting(functools.partial(one_point, 1e-2), 1e-5, 1),
-        NO_PROMPT: Setting(two_point, 1e-3, 2, new, prompt=False),
-        HYBRID: Setting(hybrid, 3e-3, 4, new, prompt=False),
+        NO_PROMPT: Setting(two_point, 3e-5, 2, new, prompt=False),
+        HYBRID: Setting(hybrid, 3e-5, 4, new, prompt=False),
     }
 
 
