@@ -4,8 +4,8 @@ The decoder of the benchmark `mezo`, width 512, with 3, 12 and 48 layers and a v
 on 2,048 tokens in sequences of 256. Programs are compiled, not run: memory is what the compiler
 sets aside, arguments, results and temporaries, what is donated counted once. Parameters are float32
 for this machine's CPU, and bfloat16 for one chip of a TPU v5e where libtpu is installed, Adam's
-moments float32 in both. Of a chip it is the main memory: arrays that the compiler places in the
-memory beside the cores, 128 MiB of a v5e, are not counted.
+moments float32 in both. Of a chip its main memory is counted, not what the compiler keeps beside
+the cores: the activations of a forward pass are hardly seen there.
 
 *Reference*: Malladi et al., 2023, arXiv 2305.17333, section 3.4, Figure 3 and Table 12, where
 RoBERTa-large in JAX needs 328 MB beyond its parameters for a forward pass, 831 MB for forward
