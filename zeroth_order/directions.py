@@ -22,12 +22,14 @@ Not so `perturb`: the perturbed weights are the ones whose loss is asked for.
 every backend and sharding. A weight decay is another product, and is not exact.
 
 *Cost.* Of `apply`: a pass over the parameters, about 20 integer operations for an element and
-sample, no memory; beyond 16 samples a loop, which keeps one leaf in float32.
+sample, no memory; beyond 16 samples a loop, which keeps one leaf in float32. On a TPU matrices of
+more than 32 samples are a kernel's (`zeroth_order.kernels`, experimental), which does not.
 
 *Reference.* The restored perturbations that this replaces: Malladi et al., Fine-Tuning Language
 Models with Just Forward Passes, 2023 (arXiv:2305.17333).
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -39,6 +41,8 @@ from jax.typing import ArrayLike
 from optim import trees
 from optim.quantized.stochastic_rounding import round_up_by
 from zeroth_order import noise
+from zeroth_order.kernels.fused_update import fused_update
+from zeroth_order.kernels.regimes import update_wins
 
 UNROLLED = 16  # samples that are added without a loop, which would keep the sum in memory
 
@@ -59,6 +63,8 @@ class Leaf(NamedTuple):
     bits: int | None = None  # as `noise.Noise.bits`
     # Block, shape of its matrix -> A (rows, rank), B (columns, rank) where its z is A B'.
     factors: Callable[[Any, tuple[int, ...]], tuple[jax.Array, jax.Array]] | None = None
+    # Where blocks are keys alone and draw is this noise's of their words: what kernels can draw.
+    draws: noise.Noise | None = None
 
 
 Direction = Callable[[optax.Params], Any]
@@ -124,6 +130,7 @@ def direction(
                 draw=lambda key, index, weight: draws.draw(noise.words(key, index, weight.shape)),
                 scale=draws.unit,
                 bits=draws.bits,
+                draws=draws,
             )
 
         leaves = jax.tree.map_with_path(one, params, stacks, chosen)
@@ -232,13 +239,22 @@ def apply(
     def one(leaf: Leaf | None, value: Any, decay: ArrayLike) -> Any:
         if leaf is None:
             return value
-        value = jnp.asarray(value)
-        total = value.astype(trees.accumulator_dtype(value))
-        if not isinstance(decay, float) or decay:
-            factor = jnp.asarray(rate, total.dtype) * jnp.asarray(decay, total.dtype)
-            total = total - factor * total
-        total = _sum(total, leaf, value, step)
-        return rounded(leaf, value, total, first) if stochastic else total.astype(value.dtype)
+        value, decays = jnp.asarray(value), not isinstance(decay, float) or decay
+
+        def in_xla(value: jax.Array) -> jax.Array:
+            total = value.astype(trees.accumulator_dtype(value))
+            if decays:
+                factor = jnp.asarray(rate, total.dtype) * jnp.asarray(decay, total.dtype)
+                total = total - factor * total
+            total = _sum(total, leaf, value, step)
+            return rounded(leaf, value, total, first) if stochastic else total.astype(value.dtype)
+
+        if leaf.draws is None or decays or not _kernel_wins(leaf, value, step):
+            return in_xla(value)
+        in_kernel = functools.partial(
+            _by_kernel, leaf, leaf.draws, step, first if stochastic else None
+        )
+        return jax.lax.platform_dependent(value, tpu=in_kernel, default=in_xla)
 
     return map_directed(one, along(params), params, jax.tree.broadcast(decay, params))
 
@@ -259,7 +275,7 @@ def rounded(leaf: Leaf, value: jax.Array, total: jax.Array, seed: jax.Array) -> 
     """`total` in the dtype of `value`, bfloat16 stochastically by words of this seed."""
     if value.dtype != jnp.bfloat16:
         return total.astype(value.dtype)
-    keys = noise.block_keys(noise.purpose(seed, "rounding"), leaf.number, value.shape[: leaf.stack])
+    keys = _rounding_keys(leaf, value, seed)
     index = noise.axes(value.shape[leaf.stack :])
     words = noise.words(_behind(keys, leaf, value), index, value.shape)
     return round_up_by(words >> 16, total)
@@ -324,11 +340,45 @@ def _drawn(leaf: Leaf, value: jax.Array, seed: ArrayLike) -> tuple[jax.Array, ja
     return z, _behind(scale, leaf, value)
 
 
+def _samples(gradient: SeededGradient) -> tuple[jax.Array, jax.Array]:
+    """Seeds and coefficients of all samples of all steps."""
+    offsets = jnp.arange(gradient.coefficients.shape[-1], dtype=jnp.uint32)
+    seeds = jnp.asarray(gradient.seed, jnp.uint32)[..., None] + offsets
+    return seeds.reshape(-1), gradient.coefficients.reshape(-1)
+
+
+def _rounding_keys(leaf: Leaf, value: jax.Array, seed: jax.Array) -> jax.Array:
+    own = noise.purpose(seed, "rounding")
+    return noise.block_keys(own, leaf.number, value.shape[: leaf.stack])
+
+
+def _kernel_wins(leaf: Leaf, value: jax.Array, gradient: SeededGradient) -> bool:
+    if leaf.draws is None or value.dtype not in (jnp.float32, jnp.bfloat16):
+        return False
+    stack = value.shape[: leaf.stack]
+    keys = jax.ShapeDtypeStruct((gradient.coefficients.size, *stack), jnp.uint32)
+    return update_wins(value, keys, leaf.draws)
+
+
+def _by_kernel(
+    leaf: Leaf,
+    draws: noise.Noise,
+    gradient: SeededGradient,
+    rounding: jax.Array | None,
+    value: jax.Array,
+) -> jax.Array:
+    """The value plus the estimate, its bfloat16 rounded by words of a seed if one is given."""
+    stack, (seeds, coefficients) = value.shape[: leaf.stack], _samples(gradient)
+    keys = jax.vmap(lambda seed: leaf.blocks(seed, stack))(seeds)
+    by = coefficients.reshape(-1, *(1,) * len(stack)) * (jnp.asarray(leaf.scale) / draws.unit)
+    words = None if rounding is None else _rounding_keys(leaf, value, rounding)
+    by = jnp.broadcast_to(by, keys.shape)
+    return fused_update(value, keys, by, draws, words, implementation="pallas")
+
+
 def _sum(total: jax.Array, leaf: Leaf, value: jax.Array, gradient: SeededGradient) -> jax.Array:
     """total + the estimate, one sample after the other."""
-    coefficients = gradient.coefficients.reshape(-1)
-    offsets = jnp.arange(gradient.coefficients.shape[-1], dtype=jnp.uint32)
-    seeds = (jnp.asarray(gradient.seed, jnp.uint32)[..., None] + offsets).reshape(-1)
+    seeds, coefficients = _samples(gradient)
 
     def add(j: ArrayLike, total: jax.Array) -> jax.Array:
         z, scale = _drawn(leaf, value, seeds[j])

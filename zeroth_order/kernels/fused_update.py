@@ -3,9 +3,10 @@
 For a block w with key k_j for direction j, and r for the rounding, at every flat offset o::
 
     total = w + sum over j of coefficients[j] unit draw(word(k_j, k_j + o))
-    out   = total, to float32; or to bfloat16 by 16 bits of another(word(r, r + o))
+    out   = total, to float32; or to bfloat16 by the upper 16 bits of word(r, r + o)
 
-The sum is in float32, in the order of the directions; these are the bits of `zeroth_order.apply`.
+The sum is in float32, in the order of the directions; these are the bits of `zeroth_order.apply`,
+which on a TPU comes here with more than 32 directions.
 
 *Kernel.* Blocks of w stay on the chip while a loop draws the directions. For TPUs; elsewhere, and
 where `regimes` says that it does not win, the reference, in which XLA has every direction unrolled.
@@ -27,7 +28,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from optim.quantized.stochastic_rounding import round_up_by
 from zeroth_order.kernels import regimes
-from zeroth_order.noise import Noise, another, counters, exact_scale, word
+from zeroth_order.noise import Noise, counters, exact_scale, word
 
 CHUNK = 32  # rows that are held in registers while the directions are drawn
 UNROLL = 4  # directions a turn of the loop
@@ -101,7 +102,7 @@ def reference(
         total = total + spread(scales[j]) * noise.draw(words(keys[j]))
     if not stochastic:
         return total.astype(w.dtype)
-    return round_up_by(another(words(rounding)) >> 16, total)
+    return round_up_by(words(rounding) >> 16, total)
 
 
 def pallas_update(
@@ -167,7 +168,7 @@ def _kernel(
         total = jax.lax.fori_loop(0, keys.shape[1], add, start, unroll=UNROLL)
         if stochastic:
             key = rounding[block]
-            out[at, :] = round_up_by(another(word(key, key + offset)) >> 16, total)
+            out[at, :] = round_up_by(word(key, key + offset) >> 16, total)
         else:
             out[at, :] = total.astype(out.dtype)
 

@@ -85,7 +85,7 @@ def pair_wins(x: jax.Array, w: jax.Array, noise: Noise) -> bool:
     )
 
 
-def update_wins(w: jax.Array, keys: jax.Array, noise: Noise) -> bool:
+def update_wins(w: jax.Array, keys: jax.Array | jax.ShapeDtypeStruct, noise: Noise) -> bool:
     """Whether the kernel is to add noise of these keys, (directions, *stack), to w, on a TPU."""
     block = w.shape[keys.ndim - 1 :]
     return (

@@ -68,7 +68,7 @@ def low_rank(along: Direction, rank: int = 1) -> Direction:
 
             unit = jnp.asarray(leaf.scale) * rank**-0.5
             bits = int(rank).bit_length()
-            return leaf._replace(draw=draw, factors=factors, scale=unit, bits=bits)
+            return leaf._replace(draw=draw, factors=factors, scale=unit, bits=bits, draws=None)
 
         return map_directed(one, along(params), params)
 

@@ -86,7 +86,7 @@ def small_weights(along: Direction, thresholds: Any) -> Direction:
                 z, limit = leaf.draw(block[0], index, weight), block[1]
                 return jnp.where(jnp.abs(weight).astype(jnp.float32) <= limit, z, 0)
 
-            return leaf._replace(blocks=blocks, draw=draw, factors=None)
+            return leaf._replace(blocks=blocks, draw=draw, factors=None, draws=None)
 
         return map_directed(one, along(params), jax.tree.broadcast(thresholds, params))
 
@@ -126,7 +126,7 @@ def random_mask(along: Direction, sparsity: Any, seed: ArrayLike | None = None) 
                 kept = noise.words(block[1], index, weight.shape) >= limit
                 return jnp.where(kept, leaf.draw(block[0], index, weight), 0)
 
-            return leaf._replace(blocks=blocks, draw=draw, factors=None)
+            return leaf._replace(blocks=blocks, draw=draw, factors=None, draws=None)
 
         return map_directed(one, along(params), jax.tree.broadcast(sparsity, params))
 

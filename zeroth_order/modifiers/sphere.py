@@ -49,7 +49,7 @@ def sphere(along: Direction) -> Direction:
             def draw(block: Any, index: tuple[jax.Array, ...], weight: jax.Array) -> jax.Array:
                 return block[1] * leaf.draw(block[0], index, weight)
 
-            return leaf._replace(blocks=blocks, draw=draw, bits=None, factors=None)
+            return leaf._replace(blocks=blocks, draw=draw, bits=None, factors=None, draws=None)
 
         return map_directed(one, leaves)
 

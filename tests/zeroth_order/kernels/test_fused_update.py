@@ -64,7 +64,7 @@ def test_bfloat16_is_rounded_by_words_of_the_same_addresses(shape, implementatio
     total = applied(draws, w.astype(jnp.float32), coefficients, len(stack))
     spread = rounding[..., None, None]
     bits = noise.word(spread, spread + noise.counters(shape[-2:]))
-    np.testing.assert_array_equal(found, round_up_by(noise.another(bits) >> 16, total))
+    np.testing.assert_array_equal(found, round_up_by(bits >> 16, total))
     assert (found != total.astype(jnp.bfloat16)).mean() > 0.1
 
 
@@ -155,3 +155,41 @@ def test_errors_name_what_is_accepted():
         fused_update(w.astype(jnp.float16), keys, coefficients, draws)
     with pytest.raises(ValueError, match="'triton'; accepted: None, 'xla', 'pallas'"):
         fused_update(w, keys, coefficients, draws, implementation="triton")
+
+
+@pytest.mark.parametrize(
+    ("directions", "along", "kernels"),
+    [
+        (40, zeroth_order.direction(), 1),
+        (8, zeroth_order.direction(), 0),
+        (40, zeroth_order.random_mask(zeroth_order.direction(), 0.5), 0),
+        (40, zeroth_order.low_rank(zeroth_order.direction()), 0),
+    ],
+)
+def test_apply_takes_the_kernel_on_tpus_where_it_wins(directions, along, kernels):
+    """In programs that are lowered for a TPU, none of which is needed."""
+    w = jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16)
+    estimate = zeroth_order.SeededGradient(jnp.uint32(3), jnp.ones(directions))
+    step = jax.jit(lambda p: zeroth_order.apply(along, estimate, p, stochastic=True))
+    lowered = step.trace({"w": w}).lower(lowering_platforms=("tpu",))
+    assert lowered.as_text().count("tpu_custom_call") == kernels
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_apply_has_the_same_bits_by_the_kernel(stochastic, monkeypatch):
+    from zeroth_order import directions
+
+    interpreted(monkeypatch)
+    w = jax.random.normal(jax.random.key(0), (2, 64, 128), jnp.bfloat16)
+    along = zeroth_order.scaled(
+        zeroth_order.direction(stack={"w": 1}), {"w": jnp.array([1.0, 0.25])}
+    )
+    estimate = zeroth_order.SeededGradient(jnp.uint32(3), jnp.linspace(-0.3, 0.2, 5))
+
+    def step():
+        return zeroth_order.apply(along, estimate, {"w": w}, rate=0.5, stochastic=stochastic)["w"]
+
+    expected = step()
+    monkeypatch.setattr(directions, "_kernel_wins", lambda *_: True)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda value, *, tpu, default: tpu(value))
+    np.testing.assert_array_equal(step(), expected)
