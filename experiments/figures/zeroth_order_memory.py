@@ -216,13 +216,10 @@ def plot(data: Table) -> Figure:
 def draw(axes: Axes, data: Table, platform: str, values: Callable[..., np.ndarray]) -> None:
     for place, method in enumerate(dict.fromkeys(data["method"].tolist())):
         size = of(data, platform, method, "parameter_bytes") / 2**20
-        axes.plot(
-            size,
-            values(data, platform, method) / 2**20,
-            marker="o^svDPX*"[place],
-            markersize=4,
-            label=method,
-        )
+        # One more than the style has colours.
+        style: dict[str, Any] = {"color": "0.5", "linestyle": "-"} if method == ADAM else {}
+        style |= {"marker": "o^svDPX*"[place], "markersize": 4}
+        axes.plot(size, values(data, platform, method) / 2**20, label=method, **style)
     axes.set(xscale="log", yscale="log", xlabel="parameters, MiB")
 
 
