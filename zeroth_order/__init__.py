@@ -1,5 +1,7 @@
 """Zeroth-order optimization at inference memory: a gradient is a seed and a few coefficients."""
 
+from zeroth_order.algorithms.cbo import cbo
+from zeroth_order.algorithms.consensus_hopping import consensus_hopping
 from zeroth_order.algorithms.mezo import mezo
 from zeroth_order.algorithms.mezo_adam import mezo_adam
 from zeroth_order.algorithms.mezo_blockwise import mezo_blockwise
@@ -29,19 +31,8 @@ from zeroth_order.log import Log, replay
 from zeroth_order.modifiers.low_rank import low_rank
 from zeroth_order.modifiers.sparsity import magnitude_thresholds, random_mask, small_weights
 from zeroth_order.modifiers.sphere import sphere
-from zeroth_order.noise import (
-    Noise,
-    box_muller_normal,
-    popcount_normal,
-    rademacher,
-)
-from zeroth_order.streaming import (
-    Streamed,
-    product,
-    read,
-    rows,
-    stream,
-)
+from zeroth_order.noise import Noise, box_muller_normal, popcount_normal, rademacher
+from zeroth_order.streaming import Streamed, product, read, rows, stream
 from zeroth_order.window import WindowState
 
 __all__ = [
@@ -62,7 +53,9 @@ __all__ = [
     "apply",
     "box_muller_normal",
     "by_group",
+    "cbo",
     "clipped",
+    "consensus_hopping",
     "direction",
     "finite",
     "forward_gradient",
