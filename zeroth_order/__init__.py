@@ -2,6 +2,7 @@
 
 from zeroth_order.algorithms.cbo import cbo
 from zeroth_order.algorithms.consensus_hopping import consensus_hopping
+from zeroth_order.algorithms.fzoos import fzoos
 from zeroth_order.algorithms.mezo import mezo
 from zeroth_order.algorithms.mezo_adam import mezo_adam
 from zeroth_order.algorithms.mezo_blockwise import mezo_blockwise
@@ -59,6 +60,7 @@ __all__ = [
     "direction",
     "finite",
     "forward_gradient",
+    "fzoos",
     "gradient_norms",
     "hybrid_value_and_grad",
     "layer_groups",
