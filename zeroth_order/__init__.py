@@ -2,6 +2,7 @@
 
 from zeroth_order.algorithms.cbo import cbo
 from zeroth_order.algorithms.consensus_hopping import consensus_hopping
+from zeroth_order.algorithms.directional_attack import directional_attack
 from zeroth_order.algorithms.fzoos import fzoos
 from zeroth_order.algorithms.mezo import mezo
 from zeroth_order.algorithms.mezo_adam import mezo_adam
@@ -58,6 +59,7 @@ __all__ = [
     "clipped",
     "consensus_hopping",
     "direction",
+    "directional_attack",
     "finite",
     "forward_gradient",
     "fzoos",

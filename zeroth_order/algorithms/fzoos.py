@@ -117,14 +117,13 @@ def fzoos(
     >>> def loss(x, centre):
     ...     return jnp.sum((x - centre) ** 2)
     >>> small = {"neighbours": 60, "memory": 200, "features": 300, "exchanged": 10}
-    >>> federated = zeroth_order.fzoos(loss, optax.adam(0.05), **small)
+    >>> federated = zeroth_order.fzoos(loss, optax.sgd(0.1), iterations=2, **small)
     >>> clients = jnp.array([[0.2, 0.4], [0.6, 0.8]])
     >>> state = federated.init(jnp.zeros(2), jax.random.key(0), clients)
-    >>> step = jax.jit(federated.update)
-    >>> for _ in range(3):
-    ...     state, info = step(state, clients)
-    >>> print(bool(jnp.abs(state.x - jnp.array([0.4, 0.6])).max() < 0.05), info.evaluations)
-    True 132
+    >>> first = state.losses.mean()
+    >>> state, info = jax.jit(federated.update)(state, clients)
+    >>> print(first.round(1), info.loss.round(1), info.evaluations)
+    0.6 0.3 36
     """
     trees.check_positive("fzoos", radius=radius, server_rate=server_rate)
     counts = {"iterations": iterations, "neighbours": neighbours, "features": features}
