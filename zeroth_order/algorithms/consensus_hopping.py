@@ -78,7 +78,7 @@ def consensus_hopping(
 
     def update(state: DescentState, batch: Any) -> tuple[DescentState, DescentInfo]:
         params = state.params
-        seed, rounding = draw("consensus_hopping", state)
+        seed = draw("consensus_hopping", state)
         dtype = trees.accumulator_dtype(*jax.tree.leaves(params))
         width = trees.value_at(sigma, state.step, dtype)
 
@@ -88,8 +88,8 @@ def consensus_hopping(
         losses = jax.lax.map(loss, jnp.arange(samples, dtype=jnp.uint32))
         weights = gibbs_weights(losses, trees.value_at(alpha, state.step, losses.dtype))
         gradient = SeededGradient(seed, -width * weights.astype(dtype))
-        params = apply(along, gradient, params, key=rounding)
+        params = apply(along, gradient, params, stochastic=True)
         info = DescentInfo(jnp.mean(losses), gradient, jnp.ones((), dtype), jnp.int32(samples))
         return after(state, params), info
 
-    return Algorithm(functools.partial(start, along), update)
+    return Algorithm(functools.partial(start, "consensus_hopping", along), update)
