@@ -193,3 +193,30 @@ def test_apply_has_the_same_bits_by_the_kernel(stochastic, monkeypatch):
     monkeypatch.setattr(directions, "_kernel_wins", lambda *_: True)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda value, *, tpu, default: tpu(value))
     np.testing.assert_array_equal(step(), expected)
+
+
+def test_twenty_steps_of_mezo_have_the_same_bits_by_the_kernel(monkeypatch):
+    from zeroth_order import directions
+
+    interpreted(monkeypatch)
+    along = zeroth_order.direction(stack={"w": 1})
+    params = {"w": jax.random.normal(jax.random.key(0), (2, 64, 128)) / 8}
+    x = jax.random.normal(jax.random.key(1), (4, 64))
+
+    def loss(p, _):
+        layer = lambda h, w: (jnp.tanh(h @ zeroth_order.read(w))[:, :64], None)  # noqa: E731
+        return jnp.sum(jax.lax.scan(layer, x, p["w"])[0], axis=1)
+
+    estimator = zeroth_order.spsa(along, epsilon=1e-2, samples=2, streamed=True)
+    algorithm = zeroth_order.mezo(loss, 1e-2, estimator, along)
+
+    def run():
+        state = algorithm.init(params, jax.random.key(3))
+        steps = jax.jit(lambda s: jax.lax.scan(lambda s, _: algorithm.update(s, 0), s, length=20))
+        return steps(state)[0].params["w"]
+
+    expected = run()
+    monkeypatch.setattr(directions, "_kernel_wins", lambda *_: True)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda value, *, tpu, default: tpu(value))
+    np.testing.assert_array_equal(run(), expected)
+    assert (expected != params["w"]).all()
