@@ -355,6 +355,10 @@ def _rounding_keys(leaf: Leaf, value: jax.Array, seed: jax.Array) -> jax.Array:
 def _kernel_wins(leaf: Leaf, value: jax.Array, gradient: SeededGradient) -> bool:
     if leaf.draws is None or value.dtype not in (jnp.float32, jnp.bfloat16):
         return False
+    if leaf.scale is not leaf.draws.unit and leaf.draws.unit != 1:
+        return (
+            False  # coefficient, scale and unit would be multiplied, and rounded, in another order
+        )
     stack = value.shape[: leaf.stack]
     keys = jax.ShapeDtypeStruct((gradient.coefficients.size, *stack), jnp.uint32)
     return update_wins(value, keys, leaf.draws)
