@@ -18,7 +18,14 @@ def test_entries_are_found_by_what_they_define():
     assert not {"command", "harness", "registry", "table"} & set(ENTRIES)
 
 
-@pytest.mark.parametrize("name", sorted(ENTRIES))
+# They compile many programs.
+SLOW = ("curvature", "matrix", "mezo", "soap")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in sorted(ENTRIES)],
+)
 def test_quick_run_writes_a_record(name, tmp_path, capsys):
     assert command.main([name, "--quick", "--repeats", "2", "--output", str(tmp_path)]) == 0
     record = json.loads((tmp_path / f"{name}.json").read_text())

@@ -34,11 +34,13 @@ def gradient(params):
     return flat(jax.grad(lambda p: jnp.mean(SMALL.losses(p, TOKENS)))(params))
 
 
+@pytest.mark.slow
 def test_sgd_moves_against_the_gradient():
     params, moved = change("SGD", 1.0)
     np.testing.assert_allclose(flat(moved), gradient(params), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in mezo.METHODS if name != "SGD"])
 def test_the_others_move_by_the_slope_along_one_direction(name):
     """c z has the slope c^2 and the squared length c^2 z'z, z'z about the number of weights."""
@@ -54,6 +56,7 @@ def test_streamed_and_treewise_steps_have_the_same_bits():
     np.testing.assert_array_equal(flat(ours), flat(copies))
 
 
+@pytest.mark.slow
 def test_a_streamed_step_has_the_temporaries_of_a_forward_pass(monkeypatch):
     """Within one layer and one chunk, where copies take one of all parameters and more."""
     model = ChunkedDecoder(layers=6, width=64, hidden=256, heads=2, vocabulary=2048, chunk=128)

@@ -8,7 +8,12 @@ import pytest
 import optim
 
 SIZE = 5
-SOLVERS = [(optim.cg, True), (optim.minres, True), (optim.gmres, False), (optim.bicgstab, False)]
+SOLVERS = [
+    pytest.param(optim.cg, True, id="cg"),
+    pytest.param(optim.minres, True, id="minres", marks=pytest.mark.slow),
+    pytest.param(optim.gmres, False, id="gmres"),
+    pytest.param(optim.bicgstab, False, id="bicgstab", marks=pytest.mark.slow),
+]
 
 
 def system(symmetric):
@@ -25,7 +30,7 @@ def system(symmetric):
     return of
 
 
-@pytest.mark.parametrize(("solver", "symmetric"), SOLVERS, ids=lambda x: getattr(x, "__name__", ""))
+@pytest.mark.parametrize(("solver", "symmetric"), SOLVERS)
 def test_grad_jvp_and_hessian_are_those_of_the_dense_solve(solver, symmetric):
     of = system(symmetric)
 
