@@ -13,21 +13,13 @@ from zeroth_order.algorithms.qzo import qzo
 from zeroth_order.algorithms.zo_optimizer import ZoOptimizerState, zo_optimizer
 from zeroth_order.algorithms.zo_sgd_conservative import zo_sgd_conservative
 from zeroth_order.descent import Algorithm, DescentInfo, DescentState
-from zeroth_order.directions import (
-    Direction,
-    Leaf,
-    SeededGradient,
-    apply,
-    direction,
-    materialize,
-    perturb,
-    scaled,
-)
+from zeroth_order.directions import Direction, Leaf, direction, perturb, scaled
 from zeroth_order.estimates import Estimate, Estimator, value_and_grad
 from zeroth_order.estimators.coefficients import clipped, finite, signed
 from zeroth_order.estimators.forward_gradient import forward_gradient
 from zeroth_order.estimators.hybrid import hybrid_value_and_grad
 from zeroth_order.estimators.spsa import spsa
+from zeroth_order.gradients import SeededGradient, apply, materialize
 from zeroth_order.groups import by_group, gradient_norms, layer_groups, parameter_norms
 from zeroth_order.log import Log, replay
 from zeroth_order.modifiers.low_rank import low_rank

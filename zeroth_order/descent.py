@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from optim import trees
-from zeroth_order.directions import Direction, SeededGradient, check_moves
+from zeroth_order.directions import Direction, check_moves
+from zeroth_order.gradients import SeededGradient
 
 
 class Algorithm(NamedTuple):

@@ -9,7 +9,8 @@ import optax
 from jax.typing import ArrayLike
 
 from optim import trees
-from zeroth_order.directions import Direction, SeededGradient, materialize
+from zeroth_order.directions import Direction
+from zeroth_order.gradients import SeededGradient, materialize
 
 LossFn = Callable[[optax.Params], jax.Array]  # parameters -> (), or (examples,)
 

@@ -24,7 +24,8 @@ import numpy as np
 import optax
 
 from zeroth_order.descent import DescentInfo
-from zeroth_order.directions import Direction, SeededGradient, apply
+from zeroth_order.directions import Direction
+from zeroth_order.gradients import SeededGradient, apply
 
 MAGIC = b"zeroth-order log 1\n"
 DTYPES = ("float32", "float64")

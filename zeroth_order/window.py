@@ -8,7 +8,7 @@ import optax
 from jax.typing import ArrayLike
 
 from zeroth_order.descent import DescentState
-from zeroth_order.directions import SeededGradient
+from zeroth_order.gradients import SeededGradient
 
 
 class WindowState(NamedTuple):

@@ -34,7 +34,8 @@ import optax
 from optim import trees
 from zeroth_order.consensus import gibbs_weights
 from zeroth_order.descent import Algorithm, DescentInfo, DescentState, after, draw, start
-from zeroth_order.directions import Direction, SeededGradient, apply, perturb
+from zeroth_order.directions import Direction, perturb
+from zeroth_order.gradients import SeededGradient, apply
 from zeroth_order.streaming import stream
 
 

@@ -26,8 +26,9 @@ import optax
 
 from optim import trees
 from zeroth_order.descent import Algorithm, DescentInfo, DescentState, after, draw, start
-from zeroth_order.directions import Direction, apply
+from zeroth_order.directions import Direction
 from zeroth_order.estimates import Estimator
+from zeroth_order.gradients import apply
 
 
 def mezo(

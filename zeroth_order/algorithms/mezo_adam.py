@@ -27,15 +27,9 @@ from jax.typing import ArrayLike
 
 from optim import trees
 from zeroth_order.descent import Algorithm, DescentInfo, after, draw, start
-from zeroth_order.directions import (
-    Direction,
-    Leaf,
-    SeededGradient,
-    map_directed,
-    rounded,
-    written,
-)
+from zeroth_order.directions import Direction, Leaf, map_directed
 from zeroth_order.estimates import Estimator, scale_dtype
+from zeroth_order.gradients import SeededGradient, rounded, written
 from zeroth_order.window import WindowState, empty_window, weights, with_newest
 
 

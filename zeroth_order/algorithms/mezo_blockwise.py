@@ -34,8 +34,9 @@ import optax
 
 from optim import trees
 from zeroth_order.descent import Algorithm, DescentInfo, DescentState, after, draw, start
-from zeroth_order.directions import Direction, SeededGradient, apply, scaled
+from zeroth_order.directions import Direction, scaled
 from zeroth_order.estimates import Estimator
+from zeroth_order.gradients import SeededGradient, apply
 from zeroth_order.groups import by_group, number_of, only
 
 ORDERS = ("gauss-seidel", "jacobi", "cyclic")

@@ -28,8 +28,9 @@ from jax.typing import ArrayLike
 
 from optim import trees
 from zeroth_order.descent import Algorithm, DescentInfo, after, draw, start
-from zeroth_order.directions import Direction, apply
+from zeroth_order.directions import Direction
 from zeroth_order.estimates import Estimator, scale_dtype
+from zeroth_order.gradients import apply
 from zeroth_order.window import WindowState, empty_window, weights, with_newest
 
 

@@ -27,8 +27,9 @@ from jax.typing import ArrayLike
 
 from optim import trees
 from zeroth_order.descent import Algorithm, DescentInfo, DescentState, after, draw, start
-from zeroth_order.directions import Direction, SeededGradient, apply, perturb
+from zeroth_order.directions import Direction, perturb
 from zeroth_order.estimates import promoted, scale_dtype
+from zeroth_order.gradients import SeededGradient, apply
 from zeroth_order.streaming import stream
 
 

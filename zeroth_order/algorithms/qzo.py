@@ -31,9 +31,10 @@ from jax.typing import ArrayLike
 
 from optim import trees
 from zeroth_order.descent import Algorithm, DescentInfo, DescentState, after, draw, start
-from zeroth_order.directions import Direction, apply, map_directed
+from zeroth_order.directions import Direction, map_directed
 from zeroth_order.estimates import Estimator
 from zeroth_order.estimators.coefficients import clipped
+from zeroth_order.gradients import apply
 
 
 def qzo(

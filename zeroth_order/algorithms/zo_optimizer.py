@@ -37,8 +37,9 @@ import optax
 from optim.quantized.stochastic_rounding import apply_updates
 from zeroth_order import noise
 from zeroth_order.descent import Algorithm, DescentInfo, DescentState, after, draw, start
-from zeroth_order.directions import Direction, materialize
+from zeroth_order.directions import Direction
 from zeroth_order.estimates import Estimator
+from zeroth_order.gradients import materialize
 
 
 class ZoOptimizerState(NamedTuple):

@@ -23,8 +23,9 @@ import optax
 from jax.typing import ArrayLike
 
 from optim import trees
-from zeroth_order.directions import Direction, SeededGradient, perturb
+from zeroth_order.directions import Direction, perturb
 from zeroth_order.estimates import Estimate, Estimator, LossFn, promoted, scale_dtype
+from zeroth_order.gradients import SeededGradient
 from zeroth_order.streaming import stream
 
 

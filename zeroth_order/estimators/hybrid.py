@@ -23,8 +23,9 @@ import optax
 from jax.typing import ArrayLike
 
 from optim import trees
-from zeroth_order.directions import Direction, map_directed, materialize
+from zeroth_order.directions import Direction, map_directed
 from zeroth_order.estimates import Estimator, LossFn, promoted
+from zeroth_order.gradients import materialize
 
 
 def hybrid_value_and_grad(

@@ -177,7 +177,7 @@ def test_apply_takes_the_kernel_on_tpus_where_it_wins(directions, along, kernels
 
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_apply_has_the_same_bits_by_the_kernel(stochastic, monkeypatch):
-    from zeroth_order import directions
+    from zeroth_order import gradients
 
     interpreted(monkeypatch)
     w = jax.random.normal(jax.random.key(0), (2, 64, 128), jnp.bfloat16)
@@ -190,13 +190,13 @@ def test_apply_has_the_same_bits_by_the_kernel(stochastic, monkeypatch):
         return zeroth_order.apply(along, estimate, {"w": w}, rate=0.5, stochastic=stochastic)["w"]
 
     expected = step()
-    monkeypatch.setattr(directions, "_kernel_wins", lambda *_: True)
+    monkeypatch.setattr(gradients, "_kernel_wins", lambda *_: True)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda value, *, tpu, default: tpu(value))
     np.testing.assert_array_equal(step(), expected)
 
 
 def test_twenty_steps_of_mezo_have_the_same_bits_by_the_kernel(monkeypatch):
-    from zeroth_order import directions
+    from zeroth_order import gradients
 
     interpreted(monkeypatch)
     along = zeroth_order.direction(stack={"w": 1})
@@ -216,7 +216,7 @@ def test_twenty_steps_of_mezo_have_the_same_bits_by_the_kernel(monkeypatch):
         return steps(state)[0].params["w"]
 
     expected = run()
-    monkeypatch.setattr(directions, "_kernel_wins", lambda *_: True)
+    monkeypatch.setattr(gradients, "_kernel_wins", lambda *_: True)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda value, *, tpu, default: tpu(value))
     np.testing.assert_array_equal(run(), expected)
     assert (expected != params["w"]).all()
