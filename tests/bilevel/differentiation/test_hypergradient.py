@@ -1,0 +1,319 @@
+"""The explicit hypergradient: its value, its certificate, what it spends and where it starts."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevel
+import optim
+
+from .problems import diabetes, digits_in_two
+
+FEATURES = 10
+
+
+def ridge_loss(w, x, y):
+    return jnp.mean((x @ w - y) ** 2) / 2
+
+
+def logistic_loss(w, x, y):
+    return jnp.mean(jax.nn.softplus(-y * (x @ w)))
+
+
+def penalised(loss):
+    """Fit with a penalty a feature, whose logarithms are the outer variables; its own batches."""
+
+    def outer(penalties, w, batch):
+        return loss(w, *batch) + jnp.sum(penalties**2) / 20
+
+    def inner(penalties, w, batch):
+        return loss(w, *batch) + jnp.sum(jnp.exp(penalties) * w**2) / 2
+
+    return bilevel.BilevelProblem(outer, inner)
+
+
+def case(name):
+    """problem, batch, penalties, and the constants that are known for them."""
+    x, y, x_validation, y_validation = diabetes() if name == "ridge" else digits_in_two(FEATURES)
+    if name == "ridge":
+        y, y_validation = y / 100, y_validation / 100
+    penalties = np.linspace(-3.0, -1.0, FEATURES)
+    squares = np.linalg.norm(x_validation, 2) ** 2 / len(x_validation)
+    curvature = np.linalg.norm(x, 2) ** 2 / len(x) * np.linalg.norm(x, axis=1).max()
+    constants = bilevel.Smoothness(
+        mu=np.exp(penalties.min()),
+        cross_norm=np.nan,  # at y
+        cross=np.exp(penalties.max()),
+        hessian=0.0 if name == "ridge" else curvature / (6 * 3**0.5),
+        outer_y=squares if name == "ridge" else squares / 4,
+    )
+    problem = penalised(ridge_loss if name == "ridge" else logistic_loss)
+    batch = bilevel.BilevelBatch(
+        outer=(jnp.asarray(x_validation), jnp.asarray(y_validation)),
+        inner=(jnp.asarray(x), jnp.asarray(y)),
+    )
+    return problem, batch, jnp.asarray(penalties), constants
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def exact(problem, penalties, batch):
+    """The minimiser by Newton's method, the outer value and, by a dense solve, the gradient."""
+    inner = functools.partial(problem.inner, batch=batch.inner)
+
+    def step(_, w):
+        hessian = jax.hessian(inner, argnums=1)(penalties, w)
+        return w - jnp.linalg.solve(hessian, jax.grad(inner, argnums=1)(penalties, w))
+
+    w = jax.lax.fori_loop(0, 12, step, jnp.zeros(FEATURES))
+    value, (f_x, f_y) = jax.value_and_grad(problem.outer, (0, 1))(penalties, w, batch.outer)
+    hessian = jax.hessian(inner, argnums=1)(penalties, w)
+    cross = jax.jacfwd(jax.grad(inner), argnums=1)(penalties, w)
+    return w, value, f_x - cross @ jnp.linalg.solve(hessian, f_y)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def measured(problem, penalties, w, batch, tolerance, constants):
+    """The hypergradient, its info and the estimate of its error, by tight and by default solves."""
+    constants = constants._replace(cross_norm=jnp.max(jnp.abs(jnp.exp(penalties) * w)))
+    solve = functools.partial(optim.cg, tolerance=tolerance)
+    gradient, state, info = bilevel.hypergradient(
+        problem, penalties, w, batch=batch, solve=solve, constants=constants
+    )
+    estimate = functools.partial(bilevel.hypergradient_error, problem, penalties, w, state, batch)
+    tight = functools.partial(optim.cg, tolerance=1e-10)
+    return gradient, info, estimate(solve=tight), estimate()
+
+
+def inexact(name, errors, tolerances=(1e-12,)):
+    """For each relative inner error: true gradient and value, and what `measured` gives."""
+    problem, batch, penalties, constants = case(name)
+    w, value, gradient = exact(problem, penalties, batch)
+    away = jnp.asarray(np.random.default_rng(0).normal(size=FEATURES))
+    away = away * jnp.linalg.norm(w) / jnp.linalg.norm(away)
+    for error in errors:
+        for tolerance in tolerances:
+            out = measured(problem, penalties, w + error * away, batch, tolerance, constants)
+            yield error, value, gradient, *out
+
+
+def test_ridge_on_diabetes_has_the_known_validation_loss_and_derivative():
+    with jax.enable_x64(True):
+        x, y, x_validation, y_validation = map(jnp.asarray, diabetes())
+        problem = bilevel.BilevelProblem(
+            outer=lambda log_penalty, w, batch: 2 * ridge_loss(w, *batch),
+            inner=lambda log_penalty, w, batch: (
+                ridge_loss(w, *batch) + jnp.exp(log_penalty) * jnp.sum(w**2) / 2
+            ),
+        )
+        w = jnp.linalg.solve(x.T @ x / len(y) + jnp.exp(1.0) * jnp.eye(10), x.T @ y / len(y))
+        batch = bilevel.BilevelBatch((x_validation, y_validation), (x, y))
+        gradient, state, info = bilevel.hypergradient(
+            problem, 1.0, w, batch=batch, solve=functools.partial(optim.cg, tolerance=1e-13)
+        )
+        np.testing.assert_allclose(info.value, 28571.122030, rtol=1e-10)
+        np.testing.assert_allclose(gradient, 325.76257253, rtol=1e-10)
+        assert info.inner_residual < 1e-12 and jnp.isnan(info.bound)
+        error = bilevel.hypergradient_error(problem, 1.0, w, state, batch)
+        assert abs(error) < 1e-8
+
+
+@pytest.mark.parametrize("name", ["ridge", "logistic"])
+def test_it_is_the_gradient_of_the_decorated_solver(name):
+    with jax.enable_x64(True):
+        problem, batch, penalties, _ = case(name)
+        w, _, gradient = exact(problem, penalties, batch)
+        solve = functools.partial(optim.cg, tolerance=1e-13)
+
+        @bilevel.custom_argmin(
+            lambda w, penalties: problem.inner(penalties, w, batch.inner), solve=solve
+        )
+        def solver(init, penalties):
+            return w
+
+        decorated = jax.jit(jax.grad(lambda x: problem.outer(x, solver(w, x), batch.outer)))
+        ours, _, info = bilevel.hypergradient(problem, penalties, w, batch=batch, solve=solve)
+        np.testing.assert_allclose(ours, gradient, rtol=1e-9, atol=1e-11)
+        np.testing.assert_allclose(decorated(penalties), gradient, rtol=1e-9, atol=1e-11)
+        assert info.solve.converged
+
+
+@pytest.mark.parametrize("name", ["ridge", "logistic"])
+def test_the_bound_is_above_the_error(name):
+    with jax.enable_x64(True):
+        count = 0
+        for _, _, gradient, ours, info, *_ in inexact(
+            name, (1.0, 1e-1, 1e-2, 1e-4, 0.0), (1e-1, 1e-3, 1e-6)
+        ):
+            error = jnp.linalg.norm(ours - gradient)
+            assert error <= info.bound <= 1e5 * error, (error, info)
+            count += 1
+        assert count == 15
+
+
+def test_the_bound_is_nearly_reached_by_one_variable():
+    """f = y^2 / 2 and g = x y^2 / 2 - y at x = 2: all constants are exact, and all signs agree."""
+    problem = bilevel.BilevelProblem(
+        outer=lambda x, y, batch: y**2 / 2, inner=lambda x, y, batch: x * y**2 / 2 - y
+    )
+    with jax.enable_x64(True):
+        for y in (0.52, 0.501):
+            constants = bilevel.Smoothness(2.0, cross_norm=y, cross=1.0, hessian=0.0, outer_y=1.0)
+            gradient, _, info = bilevel.hypergradient(problem, 2.0, y, constants=constants)
+            error = abs(gradient + 1 / 8)
+            np.testing.assert_allclose(gradient, -(y**2) / 2, rtol=1e-12)
+            assert error < info.bound < 1.05 * error
+
+
+@pytest.mark.parametrize("name", ["ridge", "logistic"])
+def test_the_estimate_is_the_error_to_first_order(name):
+    with jax.enable_x64(True):
+        for size, _, gradient, ours, _, tight, default in inexact(name, (1e-2, 1e-3, 1e-4)):
+            error = jnp.linalg.norm(ours - gradient)
+            assert jnp.linalg.norm(ours - gradient - tight) < 2 * size * error
+            # By default each of two solves leaves a relative residual of 1e-2.
+            assert abs(jnp.linalg.norm(default) / error - 1) < 2 * size + 1e-2
+
+
+def test_the_estimate_includes_the_error_of_the_adjoint():
+    """At the minimiser the adjoint's is all there is, and the estimate of it exact."""
+    with jax.enable_x64(True):
+        ((_, _, gradient, ours, _, tight, _),) = inexact("logistic", (0.0,), (1e-1,))
+        error = jnp.linalg.norm(ours - gradient)
+        assert error > 1e-3 * jnp.linalg.norm(gradient)
+        assert jnp.linalg.norm(ours - gradient - tight) < 1e-8 * error
+
+
+@pytest.mark.parametrize("name", ["ridge", "logistic"])
+def test_the_value_is_of_second_order(name):
+    """Ten times the inner error, a hundred times that of the value."""
+    with jax.enable_x64(True):
+        cases = inexact(name, (1e-1, 1e-2))
+        errors = [abs(info.value - value) for _, value, _, _, info, *_ in cases]
+        assert 50 < errors[0] / errors[1] < 200
+
+
+def quadratic(eigenvalues):
+    """inner = y'A y / 2 - x'y, outer = b'y: the adjoint is A^-1 b, and so is the gradient."""
+    random = np.random.default_rng(2)
+    q = np.linalg.qr(random.normal(size=(len(eigenvalues),) * 2))[0]
+    a, b = (q * eigenvalues) @ q.T, random.normal(size=len(eigenvalues))
+    problem = bilevel.BilevelProblem(
+        outer=lambda x, y, batch: jnp.asarray(b, y.dtype) @ y,
+        inner=lambda x, y, batch: y @ (jnp.asarray(a, y.dtype) @ y) / 2 - x @ y,
+    )
+    return problem, a, b
+
+
+def test_products_are_counted():
+    """As many steps as distinct eigenvalues, one for the solve's residual, one for the last."""
+    calls = []
+
+    def counting(matvec, b, **options):
+        return optim.cg(lambda v: (calls.append(v), matvec(v))[1], b, **options)
+
+    with jax.enable_x64(True):
+        problem, a, b = quadratic(np.repeat([1.0, 2.0, 5.0, 9.0], 5))
+        solve = functools.partial(counting, tolerance=1e-9)
+        with jax.disable_jit():
+            gradient, _, info = bilevel.hypergradient(
+                problem, jnp.zeros(20), jnp.zeros(20), solve=solve
+            )
+        assert info.solve.iterations == 4 and info.products == 6
+        assert len(calls) == 5  # without the last, which is not the solve's
+        np.testing.assert_allclose(gradient, np.linalg.solve(a, b), rtol=1e-8)
+
+
+def test_a_warm_start_spends_less_and_from_the_solution_nothing():
+    with jax.enable_x64(True):
+        problem, *_ = quadratic(np.geomspace(1, 100, 20))
+        zeros = jnp.zeros(20)
+        call = jax.jit(functools.partial(bilevel.hypergradient, problem))
+        _, state, cold = call(zeros, zeros, bilevel.init_adjoint(zeros))
+        near = bilevel.AdjointState(1.001 * state.v)
+        _, _, warm = call(zeros, zeros, near)
+        _, again, same = call(zeros, zeros, state)
+        assert warm.products < cold.products - 2
+        assert (int(same.solve.iterations), int(same.products)) == (0, 2)
+        np.testing.assert_array_equal(again.v, state.v)
+        _, _, none = bilevel.hypergradient(problem, zeros, zeros)
+        assert none.products == cold.products - 1
+
+
+def test_the_adjoint_residual_is_true_in_float32_at_a_condition_of_1e4():
+    problem, a, b = quadratic(np.geomspace(1e-4, 1, 30))
+    zeros = jnp.zeros(30, jnp.float32)
+    a, b = (np.float64(np.float32(u)) for u in (a, b))
+    for tolerance in (1e-2, 1e-5):
+        solve = functools.partial(optim.cg, tolerance=tolerance)
+        _, state, info = jax.jit(
+            lambda x, y, solve=solve: bilevel.hypergradient(problem, x, y, solve=solve)
+        )(zeros, zeros)
+        v = np.float64(state.v)
+        true = np.linalg.norm(b - a @ v)
+        assert info.adjoint_residual.dtype == jnp.float32
+        # H v is rounded by 6e-8 |H| |v|, on the average over its 30 terms.
+        np.testing.assert_allclose(info.adjoint_residual, true, atol=6e-8 * np.linalg.norm(v))
+
+
+def test_trees_and_a_preconditioner():
+    """The Hessian is diagonal, so that its inverse is a preconditioner and one step is enough."""
+    scale = {"a": jnp.array([1.0, 50.0]), "b": jnp.array(400.0)}
+    problem = bilevel.BilevelProblem(
+        outer=lambda x, y, batch: jnp.sum(y["a"]) + 2 * y["b"],
+        inner=lambda x, y, batch: sum(
+            jnp.sum(s * v**2 / 2) - x[0] * jnp.sum(v)
+            for s, v in zip(scale.values(), y.values(), strict=True)
+        ),
+    )
+    y = jax.tree.map(lambda s: 1 / s, scale)
+    gradient, state, info = bilevel.hypergradient(
+        problem,
+        (jnp.float32(1.0),),
+        y,
+        preconditioner=lambda r: jax.tree.map(jnp.divide, r, scale),
+    )
+    assert info.solve.iterations == 1 and info.inner_residual < 1e-5
+    np.testing.assert_allclose(gradient[0], 1 + 1 / 50 + 2 / 400, rtol=1e-6)
+    assert jax.tree.structure(state.v) == jax.tree.structure(y)
+
+
+def test_the_state_goes_through_a_scan():
+    with jax.enable_x64(True):
+        problem, a, b = quadratic(np.geomspace(1, 100, 20))
+
+        def step(carry, _):
+            x, state = carry
+            y = jnp.linalg.solve(a, x)
+            gradient, state, info = bilevel.hypergradient(problem, x, y, state)
+            return (x - 0.1 * gradient, state), info.products
+
+        start = (jnp.ones(20), bilevel.init_adjoint(jnp.ones(20)))
+        (x, _), products = jax.jit(lambda carry: jax.lax.scan(step, carry, None, 3))(start)
+        assert (products[1:] == 2).all() and products[0] > 10
+        np.testing.assert_allclose(x, 1 - 0.3 * np.linalg.solve(a, b), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((1j, 1.0), {}, r"hypergradient: x is of complex64; accepted: real floats\."),
+        ((1.0, 1j), {}, r"hypergradient: y is of complex64; accepted: real floats\."),
+        (
+            (1.0, 1.0),
+            {"constants": bilevel.Smoothness(0.0, 1.0, 1.0, 1.0, 1.0)},
+            r"hypergradient: mu is 0\.0; accepted: mu > 0\.",
+        ),
+        (
+            (1.0, 1.0),
+            {"constants": bilevel.Smoothness(1.0, 1.0, 1.0, -1.0, 1.0)},
+            r"hypergradient: hessian is -1\.0; accepted: hessian >= 0\.",
+        ),
+    ],
+)
+def test_errors_name_the_argument_the_value_and_what_is_accepted(arguments, options, message):
+    problem = bilevel.BilevelProblem(lambda x, y, batch: y, lambda x, y, batch: (y - x) ** 2)
+    with pytest.raises(ValueError, match=message):
+        bilevel.hypergradient(problem, *arguments, **options)
