@@ -15,6 +15,14 @@ from bilevel.differentiation.implicit import (
     custom_root,
 )
 from bilevel.problem import BilevelBatch, BilevelProblem
+from bilevel.prox.elastic_net import prox_elastic_net
+from bilevel.prox.from_projection import prox_from_projection
+from bilevel.prox.group_lasso import prox_group_lasso
+from bilevel.prox.lasso import prox_lasso
+from bilevel.prox.non_negative_lasso import prox_non_negative_lasso
+from bilevel.prox.non_negative_ridge import prox_non_negative_ridge
+from bilevel.prox.ridge import prox_ridge
+from bilevel.prox.total_variation import prox_total_variation
 
 __all__ = [
     "AdjointState",
@@ -29,4 +37,12 @@ __all__ = [
     "hypergradient",
     "hypergradient_error",
     "init_adjoint",
+    "prox_elastic_net",
+    "prox_from_projection",
+    "prox_group_lasso",
+    "prox_lasso",
+    "prox_non_negative_lasso",
+    "prox_non_negative_ridge",
+    "prox_ridge",
+    "prox_total_variation",
 ]
