@@ -22,13 +22,19 @@ def test_targets_are_found_by_what_they_define():
 
 # They compile many programs, some in processes of their own.
 SLOW = (
+    "adahessian_toys",
+    "adasketch_newton",
+    "cbo_benchmarks",
     "decoder_optimizers",
+    "dimension_free_rate",
+    "fzoos_quadratic",
     "gradient_normalized_smoothness",
     "mezo_prompt",
     "newton_schulz_spectra",
     "qzo",
     "sparse_mezo",
     "zeroth_order_memory",
+    "zeroth_order_precision",
     "zo_bench",
 )
 
