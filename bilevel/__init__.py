@@ -14,6 +14,7 @@ from bilevel.differentiation.implicit import (
     custom_fixed_point,
     custom_root,
 )
+from bilevel.inner_solvers.solving import InnerInfo, NotConvergedWarning
 from bilevel.problem import BilevelBatch, BilevelProblem
 from bilevel.prox.elastic_net import prox_elastic_net
 from bilevel.prox.from_projection import prox_from_projection
@@ -29,6 +30,8 @@ __all__ = [
     "BilevelBatch",
     "BilevelProblem",
     "HypergradientInfo",
+    "InnerInfo",
+    "NotConvergedWarning",
     "Smoothness",
     "attach_root",
     "custom_argmin",

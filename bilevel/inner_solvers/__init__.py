@@ -1,1 +1,1 @@
-"""Solvers of the inner problem: (objective, init, *, tolerance, max_steps) -> (x, SolveInfo)."""
+"""Solvers of the inner problem: (function, init, *, tolerance, max_steps) -> (x, InnerInfo)."""
