@@ -4,7 +4,9 @@ With A x = b, the derivative is one more solve with the same A, and reverse mode
 
     dx = A^-1 (db - dA x),   b_bar = A'^-1 x_bar,   A_bar = -b_bar x'
 
-*Differences.* None from `jax.lax.custom_linear_solve`, which this is.
+*Differences.* None from `jax.lax.custom_linear_solve`, which this is, but for one: there, reverse
+mode fails where only some leaves of b, or of A x, depend on what is differentiated. Here every leaf
+depends on every other, by a zero.
 """
 
 import functools
@@ -12,7 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from optim import trees
 from optim.solvers import linear
 from optim.solvers.cg import cg
 from optim.solvers.minres import minres
@@ -63,7 +67,8 @@ def linear_solve(
         init = jax.lax.stop_gradient(init)
 
     def product(v: Any) -> Any:
-        return linear.like("linear_solve", "what matvec gives", matvec(v), b)
+        out = matvec(_coupled(v))
+        return _coupled(linear.like("linear_solve", "what matvec gives", out, b))
 
     def transposed(r: Any) -> Any:
         assert preconditioner is not None
@@ -75,11 +80,25 @@ def linear_solve(
 
     call = functools.partial(solver, **options)
     other = None if preconditioner is None else (preconditioner if symmetric else transposed)
-    return jax.lax.custom_linear_solve(
+    x, info = jax.lax.custom_linear_solve(
         product,
-        b,
+        _coupled(b),
         solve=functools.partial(call, init=init, preconditioner=preconditioner),
         transpose_solve=functools.partial(call, preconditioner=other),
         symmetric=symmetric,
         has_aux=True,
     )
+    return _coupled(x), info
+
+
+def _coupled(tree: Any) -> Any:
+    """The tree, each leaf with zero times a number of every other added.
+
+    Derivatives that a leaf does not have are otherwise constants, which JAX does not transpose.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
+    if len(leaves) < 2:
+        return tree
+    dtype = trees.accumulator_dtype(*leaves)
+    zero = sum((0 * leaf[(0,) * leaf.ndim].astype(dtype) for leaf in leaves), jnp.zeros((), dtype))
+    return jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), tree)

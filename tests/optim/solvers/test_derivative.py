@@ -80,3 +80,21 @@ def test_no_derivative_flows_through_the_start():
         return optim.linear_solve(lambda v: 2 * v, jnp.ones(2), init=init)[0][0]
 
     assert (jax.grad(first)(jnp.array([0.3, 0.1])) == 0).all()
+
+
+@pytest.mark.parametrize("where", ["b", "matrix"])
+def test_leaves_that_do_not_depend_on_what_is_differentiated(where):
+    """x = b, y + 2 x = 1 has y = 1 - 2 b; and x = 1, y + a x = 1 has y = 1 - a."""
+
+    def y_of(t, index=1):
+        a, b = (2.0, t) if where == "b" else (t, 1.0)
+        right = (jnp.asarray(b), jnp.ones(1))
+        x, _ = optim.linear_solve(lambda v: (v[0], v[1] + a * v[0]), right, solver=optim.gmres)
+        return x[index].sum()
+
+    expected = -2.0 if where == "b" else -1.0
+    for mode in (jax.grad, jax.jacfwd):
+        np.testing.assert_allclose(jax.jit(mode(y_of))(3.0), expected, rtol=1e-5)
+    for first, second in ((jax.grad, jax.grad), (jax.grad, jax.jacfwd), (jax.jacfwd, jax.grad)):
+        squared = first(lambda t: y_of(t) ** 2)
+        np.testing.assert_allclose(jax.jit(second(squared))(3.0), 2 * expected**2, rtol=1e-4)
