@@ -1,5 +1,12 @@
 """Bilevel problems, their hypergradients with a certificate, and the algorithms that use them."""
 
+from bilevel.differentiation.conditions import (
+    KKTSolution,
+    kkt_condition,
+    qp_condition,
+    stationary_condition,
+)
+from bilevel.differentiation.conic import ConicSolution, conic_residual
 from bilevel.differentiation.hypergradient import (
     AdjointState,
     HypergradientInfo,
@@ -13,6 +20,14 @@ from bilevel.differentiation.implicit import (
     custom_argmin,
     custom_fixed_point,
     custom_root,
+)
+from bilevel.differentiation.maps import (
+    block_proximal_map,
+    frank_wolfe_map,
+    mirror_descent_map,
+    newton_map,
+    projected_gradient_map,
+    proximal_gradient_map,
 )
 from bilevel.inner_solvers.solving import InnerInfo, NotConvergedWarning
 from bilevel.problem import BilevelBatch, BilevelProblem
@@ -29,17 +44,26 @@ __all__ = [
     "AdjointState",
     "BilevelBatch",
     "BilevelProblem",
+    "ConicSolution",
     "HypergradientInfo",
     "InnerInfo",
+    "KKTSolution",
     "NotConvergedWarning",
     "Smoothness",
     "attach_root",
+    "block_proximal_map",
+    "conic_residual",
     "custom_argmin",
     "custom_fixed_point",
     "custom_root",
+    "frank_wolfe_map",
     "hypergradient",
     "hypergradient_error",
     "init_adjoint",
+    "kkt_condition",
+    "mirror_descent_map",
+    "newton_map",
+    "projected_gradient_map",
     "prox_elastic_net",
     "prox_from_projection",
     "prox_group_lasso",
@@ -48,4 +72,7 @@ __all__ = [
     "prox_non_negative_ridge",
     "prox_ridge",
     "prox_total_variation",
+    "proximal_gradient_map",
+    "qp_condition",
+    "stationary_condition",
 ]
