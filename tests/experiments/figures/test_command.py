@@ -32,6 +32,7 @@ SLOW = (
     "mezo_prompt",
     "newton_schulz_spectra",
     "qzo",
+    "soft_sphere_sensitivity",
     "sparse_mezo",
     "zeroth_order_memory",
     "zeroth_order_precision",
