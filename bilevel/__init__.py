@@ -29,6 +29,7 @@ from bilevel.differentiation.maps import (
     projected_gradient_map,
     proximal_gradient_map,
 )
+from bilevel.differentiation.unrolled import unroll, unrolled_hypergradient
 from bilevel.inner_solvers.solving import InnerInfo, NotConvergedWarning
 from bilevel.problem import BilevelBatch, BilevelProblem
 from bilevel.prox.elastic_net import prox_elastic_net
@@ -75,4 +76,6 @@ __all__ = [
     "proximal_gradient_map",
     "qp_condition",
     "stationary_condition",
+    "unroll",
+    "unrolled_hypergradient",
 ]
