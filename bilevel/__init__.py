@@ -29,6 +29,7 @@ from bilevel.differentiation.maps import (
     projected_gradient_map,
     proximal_gradient_map,
 )
+from bilevel.differentiation.trajectory_matching import trajectory_matching
 from bilevel.differentiation.unrolled import unroll, unrolled_hypergradient
 from bilevel.inner_solvers.solving import InnerInfo, NotConvergedWarning
 from bilevel.problem import BilevelBatch, BilevelProblem
@@ -76,6 +77,7 @@ __all__ = [
     "proximal_gradient_map",
     "qp_condition",
     "stationary_condition",
+    "trajectory_matching",
     "unroll",
     "unrolled_hypergradient",
 ]
