@@ -15,6 +15,11 @@ from bilevel.differentiation.hypergradient import (
     hypergradient_error,
     init_adjoint,
 )
+from bilevel.differentiation.hypergradient_to_tolerance import (
+    ToleranceInfo,
+    ToleranceState,
+    hypergradient_to_tolerance,
+)
 from bilevel.differentiation.implicit import (
     attach_root,
     custom_argmin,
@@ -52,6 +57,8 @@ __all__ = [
     "KKTSolution",
     "NotConvergedWarning",
     "Smoothness",
+    "ToleranceInfo",
+    "ToleranceState",
     "attach_root",
     "block_proximal_map",
     "conic_residual",
@@ -61,6 +68,7 @@ __all__ = [
     "frank_wolfe_map",
     "hypergradient",
     "hypergradient_error",
+    "hypergradient_to_tolerance",
     "init_adjoint",
     "kkt_condition",
     "mirror_descent_map",

@@ -183,21 +183,29 @@ def hypergradient_error(
     """
     name = "hypergradient_error"
     x, y = checks.floats(name, "x", x), checks.floats(name, "y", y)
-    batch = batch or BilevelBatch()
-    gradients = functools.partial(_inner_gradients, problem, batch, x)
-
-    def parts(y: Any) -> Any:
-        (g_x, g_y), (cross, curved) = jax.jvp(gradients, (y,), (state.v,))
-        f_x, f_y = jax.grad(problem.outer, (0, 1))(x, y, batch.outer)
-        return g_x, g_y, _minus(f_x, cross), _minus(f_y, curved)
+    g_y, residual, product = linearised(problem, x, y, state.v, batch or BilevelBatch())
 
     def inverse(b: Any) -> Any:
         return solve(lambda u: product(u)[1], b, preconditioner=preconditioner)[0]
 
-    (_, g_y, _, residual), product = jax.linearize(parts, y)
     _, _, gradient_change, residual_change = product(inverse(g_y))
     cross = product(inverse(_minus(residual_change, residual)))[0]
     return _minus(gradient_change, cross)
+
+
+def linearised(
+    problem: BilevelProblem, x: Any, y: Any, v: Any, batch: BilevelBatch
+) -> tuple[Any, Any, Callable[[Any], tuple[Any, Any, Any, Any]]]:
+    """g_y, r, and u -> (C u, H u, d(f_x - C v)/dy u, dr/dy u), with v held fast."""
+    gradients = functools.partial(_inner_gradients, problem, batch, x)
+
+    def parts(y: Any) -> Any:
+        (g_x, g_y), (cross, curved) = jax.jvp(gradients, (y,), (v,))
+        f_x, f_y = jax.grad(problem.outer, (0, 1))(x, y, batch.outer)
+        return g_x, g_y, _minus(f_x, cross), _minus(f_y, curved)
+
+    (_, g_y, _, residual), product = jax.linearize(parts, y)
+    return g_y, residual, product
 
 
 def _inner_gradients(problem: BilevelProblem, batch: BilevelBatch, x: Any, y: Any) -> Any:
