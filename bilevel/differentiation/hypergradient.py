@@ -33,6 +33,7 @@ and two products.
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -103,6 +104,8 @@ def hypergradient(
 ) -> tuple[Any, AdjointState, HypergradientInfo]:
     """The gradient of outer(x, y*(x)) in x, taken at y in place of y*(x).
 
+    Outside jit and vmap it warns where the adjoint solve did not converge; within, the info tells.
+
     Args:
       problem: the functions.
       x: the outer variables.
@@ -138,6 +141,12 @@ def hypergradient(
     value, (f_x, f_y) = jax.value_and_grad(problem.outer, (0, 1))(x, y, batch.outer)
     start = None if state is None else state.v
     v, solved = solve(lambda u: product(u)[1], f_y, init=start, preconditioner=preconditioner)
+    if not isinstance(solved.converged, jax.core.Tracer) and not solved.converged:
+        warnings.warn(
+            "hypergradient: the adjoint solve stopped at a residual of "
+            f"{float(solved.residual):.1e}, above its tolerance.",
+            stacklevel=2,
+        )
     cross, curved = product(v)
     inner_residual, adjoint_residual = trees.norm(g_y), trees.norm(_minus(f_y, curved))
     bound = jnp.full_like(adjoint_residual, jnp.nan)

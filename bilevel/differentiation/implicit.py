@@ -26,6 +26,7 @@ google/jaxopt@2de13bf.
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +38,7 @@ import optim
 from bilevel import checks
 from optim import trees
 
-ON_FAILURE = ("ignore", "nan")
+ON_FAILURE = ("ignore", "nan", "warn")
 
 
 def attach_root(
@@ -65,8 +66,9 @@ def attach_root(
         `optim.gmres`. It may bring an `init` that is not differentiated, for dy or the adjoint.
       preconditioner: (y, *args) -> (r -> about the solution of A z = r), linear in r, called once.
       ridge: added to the diagonal of A, at least 0; for an A that is singular or nearly so.
-      on_failure: "nan" makes the derivative NaN where the linear solve did not converge, "ignore"
-        takes what it has.
+      on_failure: where the linear solve for a derivative did not converge, "nan" makes the
+        derivative NaN, "warn" issues a Python warning, from the host and so under jit as well, and
+        "ignore" takes what the solve has.
 
     Returns:
       y, unchanged.
@@ -97,6 +99,8 @@ def attach_root(
         del init  # so that `solve` may bring a start of its own
         # The root's rule negates: a start then is that of dy, or of the adjoint, as one writes it.
         x, info = chosen(matvec, jax.tree.map(jnp.negative, b), preconditioner=preconditioner)
+        if on_failure == "warn":
+            jax.debug.callback(_warn_unless, info.converged, info.residual)
         if on_failure == "nan":
             x = jax.tree.map(lambda v: jnp.where(info.converged, v, jnp.nan), x)
         return jax.tree.map(jnp.negative, x), info
@@ -190,6 +194,15 @@ def custom_argmin(
     -0.75 0.75
     """
     return custom_root(jax.grad(objective_fn), **{"symmetric": True, **options})
+
+
+def _warn_unless(converged: Any, residual: Any) -> None:
+    if not converged:
+        warnings.warn(
+            "attach_root: the linear solve for a derivative stopped at a residual of "
+            f"{float(residual):.1e}, above its tolerance.",
+            stacklevel=1,
+        )
 
 
 def _stopped(tree: Any) -> Any:

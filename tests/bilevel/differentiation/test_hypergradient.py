@@ -26,11 +26,11 @@ def measured(problem, penalties, w, batch, tolerance, constants):
     return gradient, info, estimate(solve=tight), estimate()
 
 
-def inexact(name, errors, tolerances=(1e-12,)):
+def inexact(name, errors, tolerances=(1e-12,), seed=0):
     """For each relative inner error: true gradient and value, and what `measured` gives."""
     problem, batch, penalties, constants = case(name)
     w, value, gradient = exact(problem, penalties, batch)
-    away = jnp.asarray(np.random.default_rng(0).normal(size=FEATURES))
+    away = jnp.asarray(np.random.default_rng(seed).normal(size=FEATURES))
     away = away * jnp.linalg.norm(w) / jnp.linalg.norm(away)
     for error in errors:
         for tolerance in tolerances:
@@ -81,39 +81,124 @@ def test_it_is_the_gradient_of_the_decorated_solver(name):
 
 @pytest.mark.parametrize("name", ["ridge", "logistic"])
 def test_the_bound_is_above_the_error(name):
+    """Of every direction, inner error and tolerance; below rounding there is no true error."""
+    errors = (1.0, 0.3, 1e-1, 1e-2, 1e-4, 1e-8, 0.0)
     with jax.enable_x64(True):
-        count = 0
-        for _, _, gradient, ours, info, *_ in inexact(
-            name, (1.0, 1e-1, 1e-2, 1e-4, 0.0), (1e-1, 1e-3, 1e-6)
-        ):
-            error = jnp.linalg.norm(ours - gradient)
-            assert error <= info.bound <= 1e5 * error, (error, info)
-            count += 1
-        assert count == 15
+        loose = {error: [] for error in errors}
+        for seed in range(4):
+            cases = inexact(name, errors, (1e-1, 1e-3, 1e-6, 1e-12), seed)
+            for size, _, gradient, ours, info, *_ in cases:
+                error = jnp.linalg.norm(ours - gradient)
+                assert error <= info.bound + 1e-14 * jnp.linalg.norm(gradient)
+                loose[size].append(info.bound / jnp.maximum(error, 1e-14))
+        medians = {size: float(np.median(ratios)) for size, ratios in loose.items()}
+        print(name, "bound / error, medians:", medians)
+        assert all(len(ratios) == 16 for ratios in loose.values())
+        # It is of the error's order in the inner error, however loose.
+        assert all(1 < median < 1e5 for median in medians.values())
+        assert medians[1e-4] < 2 * medians[1e-2]
 
 
-def test_the_bound_is_nearly_reached_by_one_variable():
-    """f = y^2 / 2 and g = x y^2 / 2 - y at x = 2: all constants are exact, and all signs agree."""
-    problem = bilevel.BilevelProblem(
-        outer=lambda x, y, batch: y**2 / 2, inner=lambda x, y, batch: x * y**2 / 2 - y
-    )
+def bilinear(curvature):
+    return lambda x, y, batch: curvature * y**2 / 2 - x * y
+
+
+# At x = 2: outer, inner, y, its true gradient, the adjoint if not the exact one, and the constants.
+TERMS = {
+    "inner error, outer_x": (
+        lambda x, y, batch: x * y,
+        lambda x, y, batch: 3 * (y - 1) ** 2,
+        1.2,
+        1.0,
+        None,
+        bilevel.Smoothness(6.0, 0.0, 0.0, 0.0, 0.0, outer_x=1.0),
+    ),
+    "inner error, cross, v": (
+        lambda x, y, batch: y,
+        lambda x, y, batch: x * y**2 / 2 - y,
+        0.7,
+        -1 / 4,
+        None,
+        bilevel.Smoothness(2.0, 0.7, 1.0, 0.0, 0.0),
+    ),
+    "cross_norm, inner error, outer_y": (
+        lambda x, y, batch: 5 * y**2 / 2,
+        bilinear(4.0),
+        0.8,
+        5 / 4 * 2 / 4,
+        None,
+        bilevel.Smoothness(4.0, 1.0, 0.0, 0.0, 5.0),
+    ),
+    "cross_norm, inner error, hessian, v": (
+        lambda x, y, batch: y,
+        lambda x, y, batch: y**2 / 2 + y**3 / 6 - (x - 2) * y,
+        0.01,
+        1.0,
+        None,
+        bilevel.Smoothness(0.99, 1.0, 0.0, 1.0, 0.0),
+    ),
+    "cross_norm, adjoint residual": (
+        lambda x, y, batch: y,
+        bilinear(4.0),
+        0.5,
+        1 / 4,
+        0.2,
+        bilevel.Smoothness(4.0, 1.0, 0.0, 0.0, 0.0),
+    ),
+    "cross, inner error, adjoint residual": (
+        lambda x, y, batch: y,
+        lambda x, y, batch: x * (y - 3) ** 2 / 2 - y,
+        3.0,
+        -1 / 4,
+        0.0,
+        bilevel.Smoothness(2.0, 0.0, 1.0, 0.0, 0.0),
+    ),
+    "cross, inner error, inner error, outer_y": (
+        lambda x, y, batch: (y - 3) ** 2 / 2,
+        lambda x, y, batch: x * (y - 3) ** 2 / 2 - y,
+        3.0,
+        -1 / 8,
+        None,
+        bilevel.Smoothness(2.0, 0.0, 1.0, 0.0, 1.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_each_term_of_the_bound_is_reached_alone(term):
+    """All constants are exact. The missing one, cross (inner error)^2 hessian v, is never alone."""
+    outer, inner, y, wanted, v, constants = TERMS[term]
+
+    def solve(matvec, b, **options):
+        x, info = optim.cg(matvec, b, tolerance=1e-14)
+        return (x if v is None else jnp.asarray(v)), info
+
     with jax.enable_x64(True):
-        for y in (0.52, 0.501):
-            constants = bilevel.Smoothness(2.0, cross_norm=y, cross=1.0, hessian=0.0, outer_y=1.0)
-            gradient, _, info = bilevel.hypergradient(problem, 2.0, y, constants=constants)
-            error = abs(gradient + 1 / 8)
-            np.testing.assert_allclose(gradient, -(y**2) / 2, rtol=1e-12)
-            assert error < info.bound < 1.05 * error
+        call = functools.partial(
+            bilevel.hypergradient, bilevel.BilevelProblem(outer, inner), solve=solve
+        )
+        gradient, _, info = jax.jit(functools.partial(call, constants=constants))(2.0, y)
+        error = abs(gradient - wanted)
+        assert error > 1e-3
+        assert error * (1 - 1e-12) <= info.bound <= 1.05 * error
+        without = [
+            constants._replace(**{name: 0.0})
+            for name, value in constants._asdict().items()
+            if name in term.split(", ") and value
+        ]
+        for fewer in without:
+            assert jax.jit(functools.partial(call, constants=fewer))(2.0, y)[2].bound < error / 2
 
 
 @pytest.mark.parametrize("name", ["ridge", "logistic"])
 def test_the_estimate_is_the_error_to_first_order(name):
     with jax.enable_x64(True):
-        for size, _, gradient, ours, _, tight, default in inexact(name, (1e-2, 1e-3, 1e-4)):
-            error = jnp.linalg.norm(ours - gradient)
-            assert jnp.linalg.norm(ours - gradient - tight) < 2 * size * error
-            # By default each of two solves leaves a relative residual of 1e-2.
-            assert abs(jnp.linalg.norm(default) / error - 1) < 2 * size + 1e-2
+        for seed in range(3):
+            cases = inexact(name, (5e-3, 1e-3, 1e-4, 1e-6), seed=seed)
+            for size, _, gradient, ours, _, tight, default in cases:
+                error = jnp.linalg.norm(ours - gradient)
+                assert jnp.linalg.norm(ours - gradient - tight) < 2 * size * error + 1e-14
+                assert abs(jnp.linalg.norm(default) / error - 1) < 2e-2
 
 
 def test_the_estimate_includes_the_error_of_the_adjoint():
@@ -165,6 +250,17 @@ def test_products_are_counted():
         np.testing.assert_allclose(gradient, np.linalg.solve(a, b), rtol=1e-8)
 
 
+def test_an_adjoint_that_did_not_converge_warns_where_that_is_known():
+    problem, *_ = quadratic(np.geomspace(1, 100, 20))
+    zeros = jnp.zeros(20)
+    short = functools.partial(bilevel.hypergradient, solve=functools.partial(optim.cg, max_steps=2))
+    with pytest.warns(UserWarning, match=r"hypergradient: the adjoint solve stopped at a residual"):
+        *_, info = short(problem, zeros, zeros)
+    assert not info.solve.converged
+    *_, info = jax.jit(functools.partial(short, problem))(zeros, zeros)
+    assert not info.solve.converged
+
+
 def test_a_warm_start_spends_less_and_from_the_solution_nothing():
     with jax.enable_x64(True):
         problem, *_ = quadratic(np.geomspace(1, 100, 20))
@@ -195,6 +291,37 @@ def test_the_adjoint_residual_is_true_in_float32_at_a_condition_of_1e4():
         assert info.adjoint_residual.dtype == jnp.float32
         # H v is rounded by 6e-8 |H| |v|, on the average over its 30 terms.
         np.testing.assert_allclose(info.adjoint_residual, true, atol=6e-8 * np.linalg.norm(v))
+
+
+def test_it_does_not_claim_what_a_recursive_residual_claims():
+    """Conjugate gradients that never recompute: float32, condition 1e4."""
+    problem, a, b = quadratic(np.geomspace(1e-4, 1, 30))
+
+    def recursive(matvec, b, **options):
+        def step(carry):
+            v, r, p, steps = carry
+            q = matvec(p)
+            alpha = (r @ r) / (p @ q)
+            after = r - alpha * q
+            return v + alpha * p, after, after + (after @ after) / (r @ r) * p, steps + 1
+
+        goal = 1e-6 * jnp.linalg.norm(b)
+        v, r, _, steps = jax.lax.while_loop(
+            lambda carry: (jnp.linalg.norm(carry[1]) > goal) & (carry[3] < 1000),
+            step,
+            (jnp.zeros_like(b), b, b, jnp.int32(0)),
+        )
+        claimed = jnp.linalg.norm(r)
+        return v, optim.SolveInfo(claimed, steps, steps, claimed <= goal)
+
+    zeros = jnp.zeros(30, jnp.float32)
+    _, state, info = jax.jit(lambda x, y: bilevel.hypergradient(problem, x, y, solve=recursive))(
+        zeros, zeros
+    )
+    a, b = (np.float64(np.float32(u)) for u in (a, b))
+    true = np.linalg.norm(b - a @ np.float64(state.v))
+    assert info.solve.converged and true > 100 * info.solve.residual
+    np.testing.assert_allclose(info.adjoint_residual, true, rtol=0.5)
 
 
 def test_trees_and_a_preconditioner():

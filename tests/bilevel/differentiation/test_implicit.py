@@ -278,6 +278,32 @@ def test_a_solve_that_did_not_converge_shows_where_asked(symmetric):
         np.testing.assert_allclose(enough, 1 / DIAGONAL, atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["forward", "reverse", "of each"])
+def test_a_solve_that_did_not_converge_warns_where_asked(mode):
+    """The host is told, under jit and under vmap; a solve that converged says nothing."""
+
+    def attached(x, steps):
+        solve = functools.partial(optim.cg, max_steps=steps)
+        options = {"symmetric": True, "solve": solve, "on_failure": "warn"}
+        return x @ bilevel.attach_root(lambda y: DIAGONAL * y - x, jnp.ones(10), **options)
+
+    gradient = jax.grad(attached)
+    if mode == "forward":
+        gradient = lambda x, steps: jax.jvp(lambda x: attached(x, steps), (x,), (x,))[1]  # noqa: E731
+    if mode == "of each":
+        gradient = jax.vmap(jax.grad(attached), (0, None))
+    call = jax.jit(gradient)
+    x = jnp.ones((2, 10)) if mode == "of each" else jnp.ones(10)
+    with pytest.warns(
+        UserWarning, match=r"attach_root: the linear solve .* of [1-9]\.\de-?"
+    ) as told:
+        jax.block_until_ready(call(x, 3))
+        jax.effects_barrier()
+    assert len(told) == (2 if mode == "of each" else 1)
+    jax.block_until_ready(call(x, 30))
+    jax.effects_barrier()
+
+
 def test_a_solve_may_bring_a_start():
     """From the solution no step is needed, in forward and in reverse mode."""
 
@@ -361,7 +387,7 @@ def test_bfloat16_keeps_its_dtype():
         ),
         (
             lambda: bilevel.attach_root(lambda y: y, 1.0, on_failure="raise"),
-            r"attach_root: on_failure is 'raise'; accepted: ignore, nan\.",
+            r"attach_root: on_failure is 'raise'; accepted: ignore, nan, warn\.",
         ),
         (
             lambda: bilevel.custom_fixed_point(lambda y: (y,))(lambda init: init)(1.0),
