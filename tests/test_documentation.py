@@ -9,7 +9,9 @@ import re
 
 import pytest
 
+import bilevel
 import optim
+import zeroth_order
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGES = ("optim", "bilevel", "zeroth_order", "experiments")
@@ -40,18 +42,26 @@ def test_docstring_examples(name):
 
 
 def public_functions():
-    return [name for name in optim.__all__ if inspect.isfunction(getattr(optim, name))]
+    for package in (optim, bilevel, zeroth_order):
+        for name in package.__all__:
+            if inspect.isfunction(getattr(package, name)):
+                yield f"{package.__name__}.{name}"
 
 
-def test_there_are_public_functions():
-    assert public_functions()
+def test_every_package_has_public_functions():
+    assert {name.split(".")[0] for name in public_functions()} == {
+        "optim",
+        "bilevel",
+        "zeroth_order",
+    }
 
 
 @pytest.mark.parametrize("name", sorted(public_functions()))
 def test_public_function_has_an_example(name):
-    documentation = inspect.getdoc(getattr(optim, name)) or ""
+    package, function = name.split(".")
+    documentation = inspect.getdoc(getattr(importlib.import_module(package), function)) or ""
     assert doctest.DocTestParser().get_examples(documentation), (
-        f"optim.{name} has no example in its docstring"
+        f"{name} has no example in its docstring"
     )
 
 

@@ -149,6 +149,10 @@ def perturb(along: Direction, params: optax.Params, seed: ArrayLike, scale: Arra
     """params + scale z(seed), rounded to the nearest: a perturbed copy.
 
     A model whose layers are scanned takes `zeroth_order.stream` instead, which makes no copy.
+
+    >>> import jax.numpy as jnp, zeroth_order
+    >>> print(zeroth_order.perturb(zeroth_order.direction(), jnp.zeros(4), 3, 0.5))
+    [-0.5  0.5 -0.5 -0.5]
     """
 
     def one(leaf: Leaf | None, value: Any) -> Any:

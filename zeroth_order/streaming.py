@@ -90,6 +90,11 @@ def read(tree: Any) -> Any:
 
     Raises:
       ValueError: a node still has its stack axes, so that all layers would be perturbed at once.
+
+    >>> import jax.numpy as jnp, zeroth_order
+    >>> weights = zeroth_order.stream(zeroth_order.direction(), jnp.zeros(4), 3, 0.5)
+    >>> print(zeroth_order.read(weights), zeroth_order.read(jnp.ones(2)))
+    [-0.5  0.5 -0.5 -0.5] [1. 1.]
     """
 
     def one(w: Any) -> Any:
@@ -108,6 +113,13 @@ def rows(table: Any, index: jax.Array) -> jax.Array:
     Args:
       table: (rows, columns), an array or a streamed one.
       index: integers of any shape, 0 <= index < rows.
+
+    >>> import jax.numpy as jnp, zeroth_order
+    >>> table = zeroth_order.stream(zeroth_order.direction(), jnp.zeros((9, 4)), 3, 0.5)
+    >>> index = jnp.array([7, 2])
+    >>> print(zeroth_order.rows(table, index) == zeroth_order.read(table)[index])
+    [[ True  True  True  True]
+     [ True  True  True  True]]
     """
     if not isinstance(table, Streamed):
         return table[index]
@@ -129,6 +141,13 @@ def product(x: jax.Array, w: Any) -> jax.Array:
     Args:
       x: (..., rows).
       w: (rows, columns), an array or a streamed one.
+
+    >>> import jax.numpy as jnp, zeroth_order
+    >>> along = zeroth_order.low_rank(zeroth_order.direction(), rank=1)
+    >>> w = zeroth_order.stream(along, jnp.ones((3, 2)), 3, 0.5)
+    >>> x = jnp.array([1.0, 2.0, 3.0])
+    >>> print(zeroth_order.product(x, w), x @ zeroth_order.read(w))
+    [4. 4.] [4. 4.]
     """
     if not isinstance(w, Streamed) or w.factors is None:
         return x @ read(w)

@@ -131,8 +131,6 @@ def hypergradient(
     >>> gradient, state, info = bilevel.hypergradient(problem, 2.0, 0.52)  # the minimiser is 0.5
     >>> print(f"{gradient:.4f} {info.value:.4f}")  # at 0.5 they are -0.125 and 0.125
     -0.1352 0.1248
-    >>> print(f"{bilevel.hypergradient_error(problem, 2.0, 0.52, state):.4f}")
-    -0.0104
     """
     x, y = checks.floats("hypergradient", "x", x), checks.floats("hypergradient", "y", y)
     batch = batch or BilevelBatch()
@@ -189,6 +187,15 @@ def hypergradient_error(
 
     Raises:
       ValueError: x or y has a leaf that is not real and floating.
+
+    >>> import bilevel
+    >>> problem = bilevel.BilevelProblem(
+    ...     outer=lambda x, y, batch: y**2 / 2, inner=lambda x, y, batch: x * y**2 / 2 - y
+    ... )
+    >>> gradient, state, _ = bilevel.hypergradient(problem, 2.0, 0.52)  # the minimiser is 0.5
+    >>> error = bilevel.hypergradient_error(problem, 2.0, 0.52, state)
+    >>> print(f"{gradient:.4f} {error:.4f} {gradient - error:.4f}")  # of -0.125
+    -0.1352 -0.0104 -0.1248
     """
     name = "hypergradient_error"
     x, y = checks.floats(name, "x", x), checks.floats(name, "y", y)

@@ -71,6 +71,11 @@ def small_weights(along: Direction, thresholds: Any) -> Direction:
     Args:
       along: a direction.
       thresholds: as `magnitude_thresholds`, or a prefix of such a tree: numbers above 0.
+
+    >>> import jax.numpy as jnp, zeroth_order
+    >>> along = zeroth_order.small_weights(zeroth_order.direction(), 0.2)
+    >>> print(zeroth_order.perturb(along, jnp.array([0.0, 0.1, 4.0, 8.0]), 3, 0.5))
+    [-0.5  0.6  4.   8. ]
     """
 
     def of(params: optax.Params) -> Any:
