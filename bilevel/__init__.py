@@ -1,5 +1,6 @@
 """Bilevel problems, their hypergradients with a certificate, and the algorithms that use them."""
 
+from bilevel.checks import NotConvergedWarning
 from bilevel.differentiation.conditions import (
     KKTSolution,
     kkt_condition,
@@ -36,7 +37,7 @@ from bilevel.differentiation.maps import (
 )
 from bilevel.differentiation.trajectory_matching import trajectory_matching
 from bilevel.differentiation.unrolled import unroll, unrolled_hypergradient
-from bilevel.inner_solvers.solving import InnerInfo, NotConvergedWarning
+from bilevel.inner_solvers.solving import InnerInfo
 from bilevel.problem import BilevelBatch, BilevelProblem
 from bilevel.prox.elastic_net import prox_elastic_net
 from bilevel.prox.from_projection import prox_from_projection

@@ -1,4 +1,4 @@
-"""Errors about pytrees that no derivative here can take."""
+"""Errors about pytrees that no derivative here can take, and the warning of all solvers."""
 
 from typing import Any
 
@@ -7,6 +7,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from optim import trees
+
+
+class NotConvergedWarning(UserWarning):
+    """A solver stopped before its residual was as small as was asked."""
 
 
 def floats(method: str, name: str, tree: Any) -> Any:

@@ -143,6 +143,7 @@ def hypergradient(
         warnings.warn(
             "hypergradient: the adjoint solve stopped at a residual of "
             f"{float(solved.residual):.1e}, above its tolerance.",
+            checks.NotConvergedWarning,
             stacklevel=2,
         )
     cross, curved = product(v)

@@ -201,6 +201,7 @@ def _warn_unless(converged: Any, residual: Any) -> None:
         warnings.warn(
             "attach_root: the linear solve for a derivative stopped at a residual of "
             f"{float(residual):.1e}, above its tolerance.",
+            checks.NotConvergedWarning,
             stacklevel=1,
         )
 

@@ -27,10 +27,6 @@ class InnerInfo(NamedTuple):
     converged: jax.Array  # (), bool: residual <= tolerance
 
 
-class NotConvergedWarning(UserWarning):
-    """A solver stopped before its residual was as small as was asked."""
-
-
 def answer(
     method: str,
     optimality_fn: Callable[[Any], Any],
@@ -78,6 +74,6 @@ def warn_unless_converged(method: str, converged: jax.Array, residual: jax.Array
     if not isinstance(converged, jax.core.Tracer) and not converged.all():
         warnings.warn(
             f"{method}: stopped at a residual of {float(residual.max()):.1e}, above its tolerance.",
-            NotConvergedWarning,
+            checks.NotConvergedWarning,
             stacklevel=4,
         )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import bilevel
 from bilevel.inner_solvers import solving
 
 
@@ -74,7 +75,7 @@ def test_the_info_has_no_derivative():
 
 
 def test_stopping_early_is_reported_and_warned_of():
-    with pytest.warns(solving.NotConvergedWarning, match="square_root: stopped at a residual of"):
+    with pytest.warns(bilevel.NotConvergedWarning, match="square_root: stopped at a residual of"):
         _, info = square_root(9.0, max_steps=1)
     assert not info.converged and info.residual == 16 and info.iterations == 1
     _, info = jax.jit(functools.partial(square_root, max_steps=1))(9.0)
