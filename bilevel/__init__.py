@@ -39,6 +39,15 @@ from bilevel.differentiation.trajectory_matching import trajectory_matching
 from bilevel.differentiation.unrolled import unroll, unrolled_hypergradient
 from bilevel.inner_solvers.solving import InnerInfo
 from bilevel.problem import BilevelBatch, BilevelProblem
+from bilevel.projections.affine_set import projection_affine_set
+from bilevel.projections.birkhoff import projection_birkhoff
+from bilevel.projections.box_section import projection_box_section
+from bilevel.projections.polyhedron import projection_polyhedron
+from bilevel.projections.psd_cone import projection_psd_cone
+from bilevel.projections.second_order_cone import projection_second_order_cone
+from bilevel.projections.simplex_kl import projection_simplex_kl
+from bilevel.projections.sparse_simplex import projection_sparse_simplex
+from bilevel.projections.transport import projection_transport, projection_transport_kl
 from bilevel.prox.elastic_net import prox_elastic_net
 from bilevel.prox.from_projection import prox_from_projection
 from bilevel.prox.group_lasso import prox_group_lasso
@@ -75,6 +84,16 @@ __all__ = [
     "mirror_descent_map",
     "newton_map",
     "projected_gradient_map",
+    "projection_affine_set",
+    "projection_birkhoff",
+    "projection_box_section",
+    "projection_polyhedron",
+    "projection_psd_cone",
+    "projection_second_order_cone",
+    "projection_simplex_kl",
+    "projection_sparse_simplex",
+    "projection_transport",
+    "projection_transport_kl",
     "prox_elastic_net",
     "prox_from_projection",
     "prox_group_lasso",
