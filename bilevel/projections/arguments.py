@@ -43,5 +43,5 @@ def rounding(dtype: jnp.dtype) -> float:
 
 
 def nan_unless(found: jax.Array, y: jax.Array) -> jax.Array:
-    """y where it is the answer, else NaN, derivatives included."""
+    """y where it is the answer, else NaN."""
     return y * jnp.where(found, 1, jnp.nan).astype(y.dtype)

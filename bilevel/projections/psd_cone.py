@@ -43,7 +43,8 @@ def projection_psd_cone(x: ArrayLike) -> jax.Array:
       ValueError: x is no square matrix of real floats.
 
     >>> import bilevel, jax.numpy as jnp
-    >>> print(bilevel.projection_psd_cone(jnp.array([[0.0, 2.0], [2.0, 0.0]])))
+    >>> y = bilevel.projection_psd_cone(jnp.array([[0.0, 2.0], [2.0, 0.0]]))
+    >>> print(jnp.array_str(y, precision=3))
     [[1. 1.]
      [1. 1.]]
     """

@@ -36,7 +36,8 @@ def projection_simplex_kl(x: Any, scale: ArrayLike = 1.0) -> Any:
       ValueError: x has a leaf that is not real and floating, or scale is negative or no number.
 
     >>> import bilevel, jax.numpy as jnp
-    >>> print(bilevel.projection_simplex_kl(jnp.log(jnp.array([1.0, 3.0])), 2.0))
+    >>> y = bilevel.projection_simplex_kl(jnp.log(jnp.array([1.0, 3.0])), 2.0)
+    >>> print(jnp.array_str(y, precision=3))
     [0.5 1.5]
     """
     method = "projection_simplex_kl"
