@@ -36,9 +36,9 @@ def projection_affine_set(x: ArrayLike, a: ArrayLike, b: ArrayLike) -> jax.Array
 
     >>> import bilevel, jax.numpy as jnp
     >>> a, b = jnp.array([[1.0, 1.0, 0.0]]), jnp.array([2.0])
-    >>> y = bilevel.projection_affine_set(jnp.array([3.0, 1.0, 5.0]), a, b)
+    >>> y = bilevel.projection_affine_set(jnp.array([3.0, 2.0, 5.0]), a, b)
     >>> print(jnp.array_str(y, precision=3))
-    [2. 0. 5.]
+    [1.5 0.5 5. ]
     """
     method = "projection_affine_set"
     x, given = arguments.point(method, "x", x, None)

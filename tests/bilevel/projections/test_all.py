@@ -95,7 +95,8 @@ SETS = {
     ),
     "transport": Set(
         bilevel.projection_transport,
-        0.3 * RANDOM.normal(size=(3, 4)),
+        # Small, so that the plan is no vertex, whose derivative in S is zero.
+        0.1 * RANDOM.normal(size=(3, 4)),
         MASSES,
         sums,
         lambda p, a, b: p.ravel(),
