@@ -31,10 +31,10 @@ there is no derivative where that is about to change, or where it falls into par
 balanced. The derivative in a sum that is zero is zero in the entropic form.
 
 *Differences.* From jaxopt's `projection_transport` and `kl_projection_transport`: (1) they run
-L-BFGS on the semi-dual to 1e-3, and say nothing where it fails; (2) the derivative of their euclidean plan is
-zero in S and in a;
-(3) `marginals` is two arguments here, as in optax; (4) in the euclidean form a sum may be zero,
-which there divides by zero. Their docstrings swap rows and columns; their code does not.
+L-BFGS on the semi-dual to 1e-3, and say nothing where it fails; (2) the derivative of their
+euclidean plan is zero in S and in a; (3) `marginals` is two arguments here, as in optax; (4) in the
+euclidean form a sum may be zero, which there divides by zero. Their docstrings swap rows and
+columns; their code does not.
 
 *Cost.* For (m, n), a step sorts or exponentiates P six times or more and solves a system of size m:
 prefer the short side as rows. Three to twenty steps where S is of the size of P (of 10, entropic),
