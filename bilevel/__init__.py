@@ -37,7 +37,8 @@ from bilevel.differentiation.maps import (
 )
 from bilevel.differentiation.trajectory_matching import trajectory_matching
 from bilevel.differentiation.unrolled import unroll, unrolled_hypergradient
-from bilevel.inner_solvers.solving import InnerInfo
+from bilevel.inner_solvers.proximal_gradient import projected_gradient, proximal_gradient
+from bilevel.inner_solvers.solving import InnerInfo, NotConvergedWarning
 from bilevel.problem import BilevelBatch, BilevelProblem
 from bilevel.projections.affine_set import projection_affine_set
 from bilevel.projections.birkhoff import projection_birkhoff
@@ -83,6 +84,7 @@ __all__ = [
     "kkt_condition",
     "mirror_descent_map",
     "newton_map",
+    "projected_gradient",
     "projected_gradient_map",
     "projection_affine_set",
     "projection_birkhoff",
@@ -102,6 +104,7 @@ __all__ = [
     "prox_non_negative_ridge",
     "prox_ridge",
     "prox_total_variation",
+    "proximal_gradient",
     "proximal_gradient_map",
     "qp_condition",
     "stationary_condition",

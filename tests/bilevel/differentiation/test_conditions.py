@@ -7,25 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.flatten_util import ravel_pytree
 
 import bilevel
 import optim
+from tests.bilevel.solutions import assert_solution, direct
 
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.normal(size=(12, 4)), RANDOM.normal(size=12)
 Q = X.T @ X / 12
 C = -X.T @ Y / 12
 A, B = RANDOM.normal(size=(2, 4)), RANDOM.normal(size=2)
-
-
-def direct(matvec, b, **_):
-    """The solution by the whole matrix; it compiles faster than `optim.dense_solve`."""
-    flat, unravel = ravel_pytree(b)
-    a = jax.jacfwd(lambda v: ravel_pytree(matvec(unravel(v)))[0])(jnp.zeros_like(flat))
-    return unravel(jnp.linalg.solve(a, flat)), None
-
-
 DENSE = functools.partial(bilevel.attach_root, solve=direct)
 
 
@@ -41,33 +32,6 @@ def fixed(step, y):
 def assert_vanishes(tree):
     for leaf in jax.tree.leaves(tree):
         np.testing.assert_allclose(leaf, 0, atol=1e-12)
-
-
-def assert_solution(attached, exact, *arguments, twice=False):
-    """It has the value, jvp and gradient of `exact`, and if `twice` the second derivative."""
-    with jax.enable_x64(True):
-        arguments = jax.tree.map(jnp.asarray, arguments)
-        random = np.random.default_rng(1)
-        moved = jax.tree.map(lambda x: jnp.asarray(random.normal(size=x.shape)), arguments)
-        weights = jax.tree.map(
-            lambda x: jnp.asarray(random.normal(size=x.shape)), exact(*arguments)
-        )
-
-        def modes(function, arguments):
-            def loss(*arguments):
-                out = function(*arguments)
-                terms = jax.tree.map(lambda w, o: jnp.vdot(w, o) + jnp.sum(o**2), weights, out)
-                return sum(jax.tree.leaves(terms))
-
-            gradient = jax.grad(loss, argnums=tuple(range(len(arguments))))
-            if twice:
-                return jax.jvp(lambda *a: (function(*a), gradient(*a)), arguments, moved)
-            return jax.jvp(function, arguments, moved), gradient(*arguments)
-
-        found = jax.jit(functools.partial(modes, attached))(arguments)
-        wanted = jax.jit(functools.partial(modes, exact))(arguments)
-        for u, v in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-            np.testing.assert_allclose(u, v, rtol=1e-8, atol=1e-8)
 
 
 def ridge(strength, x, y):
