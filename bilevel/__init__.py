@@ -37,6 +37,7 @@ from bilevel.differentiation.maps import (
 )
 from bilevel.differentiation.trajectory_matching import trajectory_matching
 from bilevel.differentiation.unrolled import unroll, unrolled_hypergradient
+from bilevel.inner_solvers.mirror_descent import mirror_descent
 from bilevel.inner_solvers.proximal_gradient import projected_gradient, proximal_gradient
 from bilevel.inner_solvers.solving import InnerInfo, NotConvergedWarning
 from bilevel.problem import BilevelBatch, BilevelProblem
@@ -82,6 +83,7 @@ __all__ = [
     "hypergradient_to_tolerance",
     "init_adjoint",
     "kkt_condition",
+    "mirror_descent",
     "mirror_descent_map",
     "newton_map",
     "projected_gradient",
