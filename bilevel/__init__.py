@@ -37,6 +37,7 @@ from bilevel.differentiation.maps import (
 )
 from bilevel.differentiation.trajectory_matching import trajectory_matching
 from bilevel.differentiation.unrolled import unroll, unrolled_hypergradient
+from bilevel.inner_solvers.block_coordinate_descent import block_coordinate_descent
 from bilevel.inner_solvers.mirror_descent import mirror_descent
 from bilevel.inner_solvers.proximal_gradient import projected_gradient, proximal_gradient
 from bilevel.inner_solvers.solving import InnerInfo, NotConvergedWarning
@@ -72,6 +73,7 @@ __all__ = [
     "ToleranceInfo",
     "ToleranceState",
     "attach_root",
+    "block_coordinate_descent",
     "block_proximal_map",
     "conic_residual",
     "custom_argmin",
