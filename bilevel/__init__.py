@@ -38,6 +38,7 @@ from bilevel.differentiation.maps import (
 from bilevel.differentiation.trajectory_matching import trajectory_matching
 from bilevel.differentiation.unrolled import unroll, unrolled_hypergradient
 from bilevel.inner_solvers.block_coordinate_descent import block_coordinate_descent
+from bilevel.inner_solvers.isotonic import isotonic_kl, isotonic_l2
 from bilevel.inner_solvers.mirror_descent import mirror_descent
 from bilevel.inner_solvers.proximal_gradient import projected_gradient, proximal_gradient
 from bilevel.inner_solvers.solving import InnerInfo, NotConvergedWarning
@@ -84,6 +85,8 @@ __all__ = [
     "hypergradient_error",
     "hypergradient_to_tolerance",
     "init_adjoint",
+    "isotonic_kl",
+    "isotonic_l2",
     "kkt_condition",
     "mirror_descent",
     "mirror_descent_map",
