@@ -37,6 +37,7 @@ from bilevel.differentiation.maps import (
 )
 from bilevel.differentiation.trajectory_matching import trajectory_matching
 from bilevel.differentiation.unrolled import unroll, unrolled_hypergradient
+from bilevel.inner_solvers.anderson import anderson
 from bilevel.inner_solvers.block_coordinate_descent import block_coordinate_descent
 from bilevel.inner_solvers.isotonic import isotonic_kl, isotonic_l2
 from bilevel.inner_solvers.mirror_descent import mirror_descent
@@ -73,6 +74,7 @@ __all__ = [
     "Smoothness",
     "ToleranceInfo",
     "ToleranceState",
+    "anderson",
     "attach_root",
     "block_coordinate_descent",
     "block_proximal_map",
