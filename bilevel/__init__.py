@@ -39,6 +39,7 @@ from bilevel.differentiation.trajectory_matching import trajectory_matching
 from bilevel.differentiation.unrolled import unroll, unrolled_hypergradient
 from bilevel.inner_solvers.anderson import anderson
 from bilevel.inner_solvers.block_coordinate_descent import block_coordinate_descent
+from bilevel.inner_solvers.broyden import broyden
 from bilevel.inner_solvers.isotonic import isotonic_kl, isotonic_l2
 from bilevel.inner_solvers.mirror_descent import mirror_descent
 from bilevel.inner_solvers.proximal_gradient import projected_gradient, proximal_gradient
@@ -78,6 +79,7 @@ __all__ = [
     "attach_root",
     "block_coordinate_descent",
     "block_proximal_map",
+    "broyden",
     "conic_residual",
     "custom_argmin",
     "custom_fixed_point",
