@@ -40,6 +40,7 @@ from bilevel.differentiation.unrolled import unroll, unrolled_hypergradient
 from bilevel.inner_solvers.anderson import anderson
 from bilevel.inner_solvers.block_coordinate_descent import block_coordinate_descent
 from bilevel.inner_solvers.broyden import broyden
+from bilevel.inner_solvers.equality_qp import equality_qp
 from bilevel.inner_solvers.isotonic import isotonic_kl, isotonic_l2
 from bilevel.inner_solvers.mirror_descent import mirror_descent
 from bilevel.inner_solvers.proximal_gradient import projected_gradient, proximal_gradient
@@ -84,6 +85,7 @@ __all__ = [
     "custom_argmin",
     "custom_fixed_point",
     "custom_root",
+    "equality_qp",
     "frank_wolfe_map",
     "hypergradient",
     "hypergradient_error",
