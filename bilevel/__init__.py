@@ -43,6 +43,7 @@ from bilevel.inner_solvers.broyden import broyden
 from bilevel.inner_solvers.equality_qp import equality_qp
 from bilevel.inner_solvers.isotonic import isotonic_kl, isotonic_l2
 from bilevel.inner_solvers.mirror_descent import mirror_descent
+from bilevel.inner_solvers.osqp import OSQPInfo, osqp
 from bilevel.inner_solvers.proximal_gradient import projected_gradient, proximal_gradient
 from bilevel.inner_solvers.solving import InnerInfo, NotConvergedWarning
 from bilevel.problem import BilevelBatch, BilevelProblem
@@ -73,6 +74,7 @@ __all__ = [
     "InnerInfo",
     "KKTSolution",
     "NotConvergedWarning",
+    "OSQPInfo",
     "Smoothness",
     "ToleranceInfo",
     "ToleranceState",
@@ -97,6 +99,7 @@ __all__ = [
     "mirror_descent",
     "mirror_descent_map",
     "newton_map",
+    "osqp",
     "projected_gradient",
     "projected_gradient_map",
     "projection_affine_set",
