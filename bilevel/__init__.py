@@ -42,6 +42,7 @@ from bilevel.inner_solvers.block_coordinate_descent import block_coordinate_desc
 from bilevel.inner_solvers.broyden import broyden
 from bilevel.inner_solvers.equality_qp import equality_qp
 from bilevel.inner_solvers.isotonic import isotonic_kl, isotonic_l2
+from bilevel.inner_solvers.l_bfgs_b import l_bfgs_b
 from bilevel.inner_solvers.mirror_descent import mirror_descent
 from bilevel.inner_solvers.osqp import OSQPInfo, osqp
 from bilevel.inner_solvers.proximal_gradient import projected_gradient, proximal_gradient
@@ -96,6 +97,7 @@ __all__ = [
     "isotonic_kl",
     "isotonic_l2",
     "kkt_condition",
+    "l_bfgs_b",
     "mirror_descent",
     "mirror_descent_map",
     "newton_map",
