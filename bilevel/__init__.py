@@ -46,7 +46,7 @@ from bilevel.inner_solvers.l_bfgs_b import l_bfgs_b
 from bilevel.inner_solvers.mirror_descent import mirror_descent
 from bilevel.inner_solvers.osqp import OSQPInfo, osqp
 from bilevel.inner_solvers.proximal_gradient import projected_gradient, proximal_gradient
-from bilevel.inner_solvers.solving import InnerInfo, NotConvergedWarning
+from bilevel.inner_solvers.solving import InnerInfo
 from bilevel.problem import BilevelBatch, BilevelProblem
 from bilevel.projections.affine_set import projection_affine_set
 from bilevel.projections.birkhoff import projection_birkhoff
