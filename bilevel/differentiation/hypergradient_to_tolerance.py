@@ -118,7 +118,8 @@ def hypergradient_to_tolerance(
       batch: what the functions are given; None for both by default.
       solver: called as solver(objective_fn, init, tolerance=...) -> (y, info), which minimises
         objective_fn(y) to a norm of its gradient of at most `tolerance`, an array; info has
-        `evaluations`, a count. It is traced. Bring `max_steps` by `functools.partial`.
+        `evaluations`, a count, as `InnerInfo` has. It is traced. Bring a `max_steps` of your own
+        by `functools.partial`.
       tolerance: of the norm of the error, relative to that of the gradient.
       absolute_tolerance: norm of the error that is small enough whatever the gradient is.
       max_rounds: most rounds.

@@ -67,8 +67,8 @@ def attach_root(
       preconditioner: (y, *args) -> (r -> about the solution of A z = r), linear in r, called once.
       ridge: added to the diagonal of A, at least 0; for an A that is singular or nearly so.
       on_failure: where the linear solve for a derivative did not converge, "nan" makes the
-        derivative NaN, "warn" issues a Python warning, from the host and so under jit as well, and
-        "ignore" takes what the solve has.
+        derivative NaN, "warn" issues a `NotConvergedWarning`, from the host and so under jit as
+        well, and "ignore" takes what the solve has.
 
     Returns:
       y, unchanged.

@@ -74,7 +74,8 @@ def trajectory_matching(
     """
     name = "trajectory_matching"
     x, start = checks.floats(name, "x", x), checks.floats(name, "start", start)
-    target = checks.like(name, "target", checks.floats(name, "target", target), start)
+    target = checks.floats(name, "target", target)
+    linear.check_like(name, "target is", target, start, "start")
     lengths = sorted({jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)})
     if len(lengths) != 1 or not lengths[0]:
         raise ValueError(

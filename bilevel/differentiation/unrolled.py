@@ -43,6 +43,7 @@ from bilevel.differentiation.hypergradient import (
     hypergradient,
     init_adjoint,
 )
+from bilevel.inner_solvers import solving
 from bilevel.problem import BilevelBatch, BilevelProblem
 from optim import trees
 from optim.solvers import linear
@@ -109,9 +110,7 @@ def unroll(
     _check_step(step_fn, y)
     first = num_steps - differentiated
     if first:
-        pure, constants = _hoisted(step_fn, y)
-        y, constants = jax.lax.stop_gradient((y, constants))
-        y = _steps(functools.partial(pure, constants), y, 0, first)
+        y = solving.without_derivative(lambda y: _steps(step_fn, y, 0, first), y)
     if mode == "forward":
         return _forward(step_fn, y, first, differentiated)
     return _reverse(step_fn, y, first, differentiated, every)

@@ -129,13 +129,13 @@ def solve(
     return x, SolveInfo(norm, steps, products, finite & (norm <= goal))
 
 
-def floats(method: str, b: Any) -> Any:
-    """The right-hand side as arrays; an error if one is not real and floating."""
+def floats(method: str, b: Any, name: str = "b") -> Any:
+    """The argument as arrays; an error if one is not real and floating."""
 
     def one(path: tuple[Any, ...], leaf: ArrayLike) -> jax.Array:
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(f"{method}: b{_at(path)} is of {dtype}; accepted: real floats.")
+            raise ValueError(f"{method}: {name}{_at(path)} is of {dtype}; accepted: real floats.")
         return trees.as_dtype(leaf, dtype)
 
     return jax.tree.map_with_path(one, b)
@@ -146,7 +146,7 @@ def checked(method: str, name: str, function: Operator, b: Any) -> Operator:
 
     def operator(v: Any) -> Any:
         out = function(jax.tree.map(lambda x, like: x.astype(like.dtype), v, b))
-        _check(method, f"{name} gives", out, b)
+        check_like(method, f"{name} gives", out, b)
         return jax.tree.map(lambda x, like: trees.as_dtype(x, like.dtype), out, trees.promote(b))
 
     return operator
@@ -170,21 +170,24 @@ def no_preconditioner(method: str, preconditioner: Operator | None) -> None:
 
 def like(method: str, name: str, tree: Any, b: Any) -> Any:
     """The tree in the dtypes of b; an error if it is not shaped as b is."""
-    _check(method, f"{name} is", tree, b)
+    check_like(method, f"{name} is", tree, b)
     return jax.tree.map(lambda v, w: trees.as_dtype(v, w.dtype), tree, b)
 
 
-def _check(method: str, what: str, tree: Any, b: Any) -> None:
+def check_like(method: str, what: str, tree: Any, b: Any, name: str = "b") -> None:
+    """Raises ValueError if the tree is not one of floats shaped as b, which the error names."""
     structure: Any = jax.tree.structure(tree)
     wanted: Any = jax.tree.structure(b)
     if structure != wanted:
-        raise ValueError(f"{method}: {what} {structure}; accepted: the structure of b, {wanted}.")
+        raise ValueError(
+            f"{method}: {what} {structure}; accepted: the structure of {name}, {wanted}."
+        )
     for (path, leaf), x in zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(b), strict=True):
         dtype = jnp.result_type(leaf)
-        if jnp.shape(leaf) != x.shape or not jnp.issubdtype(dtype, jnp.floating):
+        if jnp.shape(leaf) != jnp.shape(x) or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
                 f"{method}: {what} {dtype}{[*jnp.shape(leaf)]}{_at(path)}; "
-                f"accepted: a float of the shape that b has, {[*x.shape]}."
+                f"accepted: a float of the shape that {name} has, {[*jnp.shape(x)]}."
             )
 
 

@@ -254,7 +254,9 @@ def test_an_adjoint_that_did_not_converge_warns_where_that_is_known():
     problem, *_ = quadratic(np.geomspace(1, 100, 20))
     zeros = jnp.zeros(20)
     short = functools.partial(bilevel.hypergradient, solve=functools.partial(optim.cg, max_steps=2))
-    with pytest.warns(bilevel.NotConvergedWarning, match="the adjoint solve stopped at a residual"):
+    with pytest.warns(
+        bilevel.NotConvergedWarning, match=r"hypergradient: the adjoint solve stopped at a residual"
+    ):
         *_, info = short(problem, zeros, zeros)
     assert not info.solve.converged
     *_, info = jax.jit(functools.partial(short, problem))(zeros, zeros)

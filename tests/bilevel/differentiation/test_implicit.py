@@ -295,7 +295,7 @@ def test_a_solve_that_did_not_converge_warns_where_asked(mode):
     call = jax.jit(gradient)
     x = jnp.ones((2, 10)) if mode == "of each" else jnp.ones(10)
     with pytest.warns(
-        UserWarning, match=r"attach_root: the linear solve .* of [1-9]\.\de-?"
+        bilevel.NotConvergedWarning, match=r"attach_root: the linear solve .* of [1-9]\.\de-?"
     ) as told:
         jax.block_until_ready(call(x, 3))
         jax.effects_barrier()

@@ -119,7 +119,7 @@ def test_dtypes_are_kept():
         ({"start": 1}, r"trajectory_matching: start is of int32; accepted: real floats\."),
         (
             {"target": jnp.ones(3)},
-            r"trajectory_matching: target gives float32\[3\]; accepted: a float of the shape that ",
+            r"trajectory_matching: target is float32\[3\]; accepted: a float of the shape that ",
         ),
         (
             {"batches": (jnp.ones(3), jnp.ones(2))},
