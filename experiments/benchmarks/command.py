@@ -135,6 +135,11 @@ def main(argv: list[str]) -> int:
             continue
         comparison = module.candidates(arguments.quick)
         repeats = min(arguments.repeats, comparison.most_repeats or arguments.repeats)
+        with jax.enable_x64(comparison.x64):
+            compiled_only = {
+                name: compile_candidate(build()).facts
+                for name, build in comparison.compiled_only.items()
+            }
         result = {
             "name": name,
             "what": dict(listing(chosen))[name],
@@ -144,10 +149,7 @@ def main(argv: list[str]) -> int:
             "ideal_bytes": comparison.ideal_bytes,
             "environment": environment(),
             "candidates": compare(comparison, repeats),
-            "compiled_only": {
-                name: compile_candidate(build()).facts
-                for name, build in comparison.compiled_only.items()
-            },
+            "compiled_only": compiled_only,
         }
         file = output / f"{name}.json"
         file.write_text(json.dumps(result, indent=2) + "\n")

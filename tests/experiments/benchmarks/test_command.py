@@ -19,7 +19,7 @@ def test_entries_are_found_by_what_they_define():
 
 
 # They compile many programs.
-SLOW = ("curvature", "matrix", "mezo", "soap")
+SLOW = ("curvature", "hypergradient", "matrix", "mezo", "soap")
 
 
 @pytest.mark.parametrize(
