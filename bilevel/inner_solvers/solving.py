@@ -14,7 +14,6 @@ import jax
 from jax.typing import ArrayLike
 
 from bilevel import checks
-from bilevel.checks import NotConvergedWarning
 from bilevel.differentiation import implicit
 from optim import trees
 
