@@ -135,7 +135,7 @@ def _loop(
         new = block_prox_fn(maps.descended(x[i], gradient, steps[i]), steps[i])
         d = new.astype(dtype) - x[i].astype(dtype)
         moved = (p.astype(dtype) + jnp.multiply.outer(columns[i], d)).astype(p.dtype)
-        return x.at[i].set(new), moved, squares + jnp.sum((d / steps[i]) ** 2)
+        return x.at[i].set(new.astype(x.dtype)), moved, squares + jnp.sum((d / steps[i]) ** 2)
 
     def exact(x: jax.Array) -> jax.Array:
         d = all_at_once(x).astype(dtype) - x.astype(dtype)

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bilevel import checks
 from bilevel.differentiation import maps
 from bilevel.inner_solvers import solving
 from optim import trees
@@ -92,7 +93,8 @@ def mirror_descent(
         def body(carry: Any) -> Any:
             _, x, _, count = carry
             s = trees.value_at(step, count, dtype)
-            following = maps.mirror_descent_map(objective_fn, projection_fn, mapping_fn, s)(x)
+            stepped = maps.mirror_descent_map(objective_fn, projection_fn, mapping_fn, s)(x)
+            following = checks.like(method, "projection_fn", stepped, x)
             return x, following, residual_of(x, following, s), count + 1
 
         def goes_on(carry: Any) -> jax.Array:

@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from bilevel import checks
 from bilevel.differentiation import maps
 from bilevel.inner_solvers import solving
 from optim import trees
@@ -178,14 +179,17 @@ def _loop(
     if step is not None:
         trees.check_positive(method, step=step)
 
+    def prox(x: Any, scaling: ArrayLike) -> Any:
+        return checks.like(method, "prox_fn", prox_fn(x, scaling), x)
+
     def body(c: _Carry) -> _Carry:
         value, gradient = jax.value_and_grad(objective_fn)(c.y)
         if step is None:
-            x, s, following, trials = _search(objective_fn, prox_fn, c.y, value, gradient, c.step)
-            mapped, unit = prox_fn(maps.descended(c.y, gradient, 1.0), 1.0), jnp.ones_like(s)
+            x, s, following, trials = _search(objective_fn, prox, c.y, value, gradient, c.step)
+            mapped, unit = prox(maps.descended(c.y, gradient, 1.0), 1.0), jnp.ones_like(s)
         else:
             s = following = unit = c.step
-            x = mapped = prox_fn(maps.descended(c.y, gradient, s), s)
+            x = mapped = prox(maps.descended(c.y, gradient, s), s)
             trials = jnp.int32(0)
         residual = trees.norm(_minus(c.y, mapped)) / unit
         moved = _minus(x, c.x)

@@ -166,6 +166,20 @@ def test_members_of_a_batch_are_what_they_are_alone():
             assert info.evaluations == infos.evaluations[i]
 
 
+@pytest.mark.parametrize("options", [{}, {"step": 0.4}], ids=str)
+def test_bfloat16_keeps_its_dtype_through_a_projection_that_does_not(options):
+    c = jnp.array([0.5, 0.25, 0.25, -0.25], jnp.bfloat16)
+    x, info = bilevel.projected_gradient(
+        lambda x: jnp.sum((x - c) ** 2),
+        jnp.ones(4, jnp.bfloat16) / 4,
+        projection_fn=lambda x: jax.nn.relu(x.astype(jnp.float32)),
+        tolerance=3e-2,
+        **options,
+    )
+    assert x.dtype == jnp.bfloat16 and info.converged
+    np.testing.assert_allclose(x.astype(jnp.float32), [0.5, 0.25, 0.25, 0], atol=2e-2)
+
+
 def test_what_did_not_converge_is_told_and_is_still_in_the_set():
     def run():
         return bilevel.projected_gradient(
@@ -202,6 +216,10 @@ def test_at_the_solution_one_gradient_is_enough_and_a_nan_stops():
         ({"tolerance": -1.0}, r"proximal_gradient: tolerance is -1\.0; accepted: tolerance >= 0\."),
         ({"max_steps": 0}, r"proximal_gradient: max_steps is 0; accepted: max_steps >= 1\."),
         ({"on_failure": "stop"}, r"on_failure is 'stop'; accepted: ignore, nan\."),
+        (
+            {"prox_fn": lambda x, s: (x,)},
+            r"proximal_gradient: prox_fn gives PyTreeDef",
+        ),
         ({"init": jnp.arange(2)}, r"proximal_gradient: init is of int32; accepted: real floats\."),
     ],
 )
