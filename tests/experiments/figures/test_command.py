@@ -31,6 +31,7 @@ SLOW = (
     "gradient_normalized_smoothness",
     "mezo_prompt",
     "newton_schulz_spectra",
+    "pde_layer_experts",
     "qzo",
     "soft_sphere_sensitivity",
     "sparse_mezo",
