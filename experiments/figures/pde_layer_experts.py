@@ -9,9 +9,10 @@ violate equation, initial and boundary values at points drawn anew:
 omega(b) = argmin |r(omega; b)|^2 + |ridge omega|^2, by Levenberg and Marquardt's method, with
 the derivative of a root of its gradient (`bilevel.custom_root`, a dense solve). Experts are layers
 that split [0, 1] and share b: each has the equation's points of its own strip, and initial and
-boundary values everywhere, as in the authors' code. The network then learns, by Adam, to make the
-violation small at other points, and, of experts, the jumps of u and u_x at the edges of strips. The
-soft constraint is the same loss for a network whose one function is u.
+boundary values everywhere, as in the authors' code. At the inner edges of its strip an expert has
+no condition; the loss alone joins them. The network then learns, by Adam, to make the violation
+small at other points, and, of experts, the jumps of u and u_x at those edges. The soft constraint
+is the same loss for a network whose one function is u.
 
 It is the authors' diffusion-sorption with their D, phi, rho, k, n and ridge, made smaller: smooth
 initial profiles, a in [1, 5], that agree with the boundary (theirs are constant and jump there),
