@@ -343,8 +343,8 @@ def milliseconds(trainers: dict[str, Trainer], rounds: int) -> dict[str, float]:
     carries = {name: one.init() for name, one in trainers.items()}
     taken: dict[str, list[float]] = {name: [] for name in trainers}
     for count in range(rounds):
-        key = jax.random.fold_in(jax.random.key(3), count)
         for name, one in trainers.items():
+            key = jax.random.fold_in(jax.random.key(3), count)
             before = time.process_time()
             carries[name], value, _ = one.step(carries[name], key, RIDGES[-1])
             value.block_until_ready()
