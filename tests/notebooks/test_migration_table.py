@@ -59,7 +59,7 @@ def test_every_public_name_of_jaxopt_has_a_row():
     assert sorted(named - listed - repeated) == []
 
 
-@pytest.mark.parametrize("package", ["optim", "optax", "optimistix", "jax"])
+@pytest.mark.parametrize("package", ["bilevel", "optim", "optax", "optimistix", "jax"])
 def test_every_name_in_it_exists(package):
     named = {n for _, ours in rows() for n in ours if n.startswith(f"{package}.")}
     assert named
