@@ -31,7 +31,7 @@ the Cholesky factor, whose product is one batched step where triangular solves a
 scaling of the cost. From jaxopt's `BoxOSQP`: (1) equilibration, polishing and weights for
 equalities; (2) one residual, which knows complementarity.
 
-*Cost.* A round: two Cholesky factors, an inverse, 2 m n^2 multiplications for their matrices, and
+*Cost.* A round: two Cholesky factors and their inverses, 2 m n^2 multiplications for their matrices, and
 50 products with the inverse, A and A'. For the derivative: one factor, and a few products.
 
 *Reference.* Stellato, Banjac, Goulart, Bemporad and Boyd, OSQP: an operator splitting solver for
@@ -50,7 +50,7 @@ import optim
 from bilevel import checks
 from bilevel.inner_solvers import solving
 from optim import trees
-from optim.solvers import linear
+from optim.solvers import linear, triangular
 
 ROUND = 50  # steps between two factorisations
 SIGMA = 1e-6
@@ -237,7 +237,8 @@ def _steps(
     q, c, a, lower, upper = scaled
     unit = jnp.eye(c.size, dtype=c.dtype)
     matrix = q + SIGMA * unit + a.T @ (weights[:, None] * a)
-    inverse = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix), unit)
+    root = triangular.lower_inverse(jnp.linalg.cholesky(matrix))
+    inverse = root.T @ root
     relax = trees.as_dtype(relaxation, c.dtype)
 
     def step(_: Any, s: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -326,13 +327,15 @@ def _regularised_inverse(
     # The rounding of A'A / small is less than small.
     small = jnp.finfo(d.dtype).eps ** 0.375
     weights = jnp.where(active, 1 / small, 0).astype(d.dtype)
-    matrix = q + small * jnp.eye(d.size, dtype=d.dtype) + a.T @ (weights[:, None] * a)
-    factor = jax.scipy.linalg.cho_factor(matrix)
+    with jax.default_matmul_precision("highest"):
+        matrix = q + small * jnp.eye(d.size, dtype=d.dtype) + a.T @ (weights[:, None] * a)
+    root = triangular.lower_inverse(jnp.linalg.cholesky(matrix))
 
     def inverse(r: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         slope, rows = d * r[0], e * r[1]
-        x = jax.scipy.linalg.cho_solve(factor, slope + a.T @ (weights * rows))
-        y = (a @ x - rows) / small
+        with jax.default_matmul_precision("highest"):
+            x = (root @ (slope + a.T @ (weights * rows))) @ root
+            y = (a @ x - rows) / small
         return d * x, jnp.where(active, e * y, r[1])
 
     return inverse
