@@ -31,8 +31,9 @@ the Cholesky factor, whose product is one batched step where triangular solves a
 scaling of the cost. From jaxopt's `BoxOSQP`: (1) equilibration, polishing and weights for
 equalities; (2) one residual, which knows complementarity.
 
-*Cost.* A round: two Cholesky factors and their inverses, 2 m n^2 multiplications for their matrices, and
-50 products with the inverse, A and A'. For the derivative: one factor, and a few products.
+*Cost.* A round: two Cholesky factors and their inverses, 2 m n^2 multiplications for their
+matrices, and 50 products with the inverse, A and A'. For the derivative: one factor, and a few
+products.
 
 *Reference.* Stellato, Banjac, Goulart, Bemporad and Boyd, OSQP: an operator splitting solver for
 quadratic programs, 2020; jaxopt 0.8.5.
