@@ -25,6 +25,7 @@ SLOW = (
     "adahessian_toys",
     "adasketch_newton",
     "cbo_benchmarks",
+    "dataset_distillation",
     "decoder_optimizers",
     "dimension_free_rate",
     "fzoos_quadratic",
