@@ -166,20 +166,25 @@ def costs(images: jax.Array, train: Digits, lengths: tuple[int, ...], rounds: in
 
         return Candidate(step, (jnp.array(images), jnp.zeros_like(images)), train)
 
-    for steps in lengths:
-        compiled = {m: compile_candidate(candidate(steps, m)) for m in (IMPLICIT, UNROLLED, ROOT)}
-        gradients = {
-            m: np.asarray(c.call(jax.tree.map(jnp.array, c.carry), c.inputs)[1])
-            for m, c in compiled.items()
-        }
-        reference = gradients[IMPLICIT]
-        for method, one in compiled.items():
-            away = np.linalg.norm(gradients[method] - reference) / np.linalg.norm(reference)
-            yield DISTANCE, method, 0, steps, float(away)
-            yield BYTES, method, 0, steps, float(one.facts["temporary_bytes"])
-        for method, samples in time_interleaved(compiled, rounds).items():
-            for number, seconds in enumerate(samples):
-                yield SECONDS, method, number, steps, float(seconds)
+    compiled = {
+        (steps, method): compile_candidate(candidate(steps, method))
+        for steps in lengths
+        for method in (IMPLICIT, UNROLLED, ROOT)
+    }
+    gradients = {
+        key: np.asarray(one.call(jax.tree.map(jnp.array, one.carry), one.inputs)[1])
+        for key, one in compiled.items()
+    }
+    names = {f"{steps} {method}": (steps, method) for steps, method in compiled}
+    seconds = time_interleaved({name: compiled[key] for name, key in names.items()}, rounds)
+    for name, (steps, method) in names.items():
+        reference = gradients[steps, IMPLICIT]
+        away = np.linalg.norm(gradients[steps, method] - reference) / np.linalg.norm(reference)
+        yield DISTANCE, method, 0, steps, float(away)
+        facts = compiled[steps, method].facts
+        yield BYTES, method, 0, steps, float(facts["temporary_bytes"])
+        for number, sample in enumerate(seconds[name]):
+            yield SECONDS, method, number, steps, float(sample)
 
 
 def likeness(images: np.ndarray, train: Digits) -> Iterator[Row]:
@@ -334,6 +339,8 @@ def plot(data: Table) -> Figure:
     seconds.set(
         xscale="log", yscale="log", xlabel="inner steps", title="A hypergradient, milliseconds"
     )
+    seconds.set_xticks(lengths, [f"{steps:g}" for steps in lengths])
+    seconds.minorticks_off()
     seconds.legend()
     plt.close(figure)
     return figure
