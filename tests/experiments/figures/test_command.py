@@ -27,6 +27,7 @@ SLOW = (
     "cbo_benchmarks",
     "dataset_distillation",
     "decoder_optimizers",
+    "dictionary_learning",
     "dimension_free_rate",
     "fzoos_quadratic",
     "gradient_normalized_smoothness",
