@@ -37,6 +37,7 @@ SLOW = (
     "qzo",
     "soft_sphere_sensitivity",
     "sparse_mezo",
+    "svm_runtime",
     "zeroth_order_memory",
     "zeroth_order_precision",
     "zo_bench",
