@@ -104,6 +104,7 @@ def test_the_loss_is_that_of_scikit_learn_on_the_samples_kept(train, task, codes
     assert max(float(abs(slope).max()) for slope in slopes) < 1e-6
 
 
+@pytest.mark.slow
 def test_descent_lowers_both_losses_and_reports_each_model(model, train, task):
     atoms = target.unsupervised(train.samples, 20)
     np.testing.assert_allclose(jnp.linalg.norm(atoms, axis=1), 1)

@@ -74,7 +74,10 @@ def test_a_sweep_is_that_of_the_library(data, theta):
     np.testing.assert_allclose(x, expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("derivative", [target.GRADIENT, target.MIRROR, target.UNROLLED])
+@pytest.mark.parametrize(
+    "derivative",
+    [target.GRADIENT, target.UNROLLED, pytest.param(target.MIRROR, marks=pytest.mark.slow)],
+)
 def test_gradients_are_those_of_differences(data, derivative):
     exponent, h = target.exponent_of(data), 1e-5
     slope = target.hypergradient(exponent, data, target.BLOCK, derivative, 100)
