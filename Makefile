@@ -11,6 +11,10 @@ NEWEST ?= $(call find_python,python3.14 python3.13 python3.12 python3,3$(comma) 
 comma := ,
 BIN := .venv/bin
 CPU := JAX_PLATFORMS=cpu
+# Most of the quick tests' time is XLA's, for programs that run for milliseconds; `make test-all`
+# compiles as users do. PINNED has a flag that the pinned jax knows and the newest does not.
+QUICK := --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1
+PINNED := --xla_cpu_use_fusion_emitters=false
 PYTEST := -m pytest -n 2 --dist worksteal
 
 help:
@@ -31,7 +35,7 @@ run: .venv/ready
 	$(BIN)/python -m experiments run --config=experiments/configs/language/quickstart.py --workdir=runs/quickstart
 
 test: .venv/ready
-	$(CPU) $(BIN)/python $(PYTEST) -m "not slow"
+	$(CPU) XLA_FLAGS="$(QUICK) $(PINNED) $$XLA_FLAGS" $(BIN)/python $(PYTEST) -m "not slow"
 
 test-all: .venv/ready
 	$(CPU) $(BIN)/python $(PYTEST)
@@ -54,7 +58,7 @@ test-newest:
 	$(NEWEST) -m venv --clear .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -e '.[experiments,test]'
 	.venv-newest/bin/python -c "import sys, jax, flax, optax; print('Python', sys.version.split()[0], 'jax', jax.__version__, 'flax', flax.__version__, 'optax', optax.__version__)"
-	$(CPU) .venv-newest/bin/python $(PYTEST) -m "not slow"
+	$(CPU) XLA_FLAGS="$(QUICK) $$XLA_FLAGS" .venv-newest/bin/python $(PYTEST) -m "not slow"
 
 clean:
 	rm -rf .venv .venv-newest .cache build dist *.egg-info

@@ -1,13 +1,13 @@
 """Sharded equals unsharded, on four devices that the host pretends to have."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
-import jax
 import pytest
+
+from tests import pretended_devices
 
 from .sharded import DEVICES, FAULT, sharded_equals_unsharded
 from .table import ROWS
@@ -17,15 +17,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def outcome():
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"] or ""),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
     command = [sys.executable, "-m", "tests.contract.sharded"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=pretended_devices.environment(DEVICES),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

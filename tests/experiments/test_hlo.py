@@ -1,7 +1,6 @@
 """Traffic and flops of programs that are worked out by hand, in a process of eight devices."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import hlo
+from tests import pretended_devices
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,14 +54,14 @@ print(json.dumps(results))
 
 @pytest.fixture(scope="module")
 def results():
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
     command = [sys.executable, "-c", PROGRAMS]
     run = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        command,
+        cwd=ROOT,
+        env=pretended_devices.environment(8),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])

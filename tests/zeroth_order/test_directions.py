@@ -1,7 +1,6 @@
 """Gradients that are seeds: one pass is the sum of the samples, sharded or rounded."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 import zeroth_order
+from tests import pretended_devices
 from zeroth_order import SeededGradient
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -74,13 +74,10 @@ def test_layers_of_a_stack_have_noise_of_their_own():
 
 def test_sharded_steps_have_the_same_bits_and_an_update_no_collective():
     """On four devices that the host pretends to have."""
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-    }
     command = [sys.executable, "-m", "tests.zeroth_order.sharded"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=pretended_devices.environment(4), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout.splitlines()[-1])
     assert outcome == {name: [True, [], True] for name in ("rows", "columns", "layers")}

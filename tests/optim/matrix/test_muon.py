@@ -1,7 +1,6 @@
 """Muon: steps by hand, layouts, stacks, chunks, the auxiliary optimizer, meshes."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import optax
 import pytest
 
 import optim
+from tests import pretended_devices
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -391,15 +391,12 @@ print(json.dumps(errors))
 
 def test_sharded_equals_unsharded_on_eight_devices():
     """3 and 6 matrices on 4 or 8 devices: groups are padded; float32 roundings are amplified."""
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"] or ""),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
     done = subprocess.run(
-        [sys.executable, "-c", SHARDED], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", SHARDED],
+        cwd=ROOT,
+        env=pretended_devices.environment(8),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     errors = json.loads(done.stdout.splitlines()[-1])

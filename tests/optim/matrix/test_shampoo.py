@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import os
 import pathlib
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import optax
 import pytest
 
 import optim
+from tests import pretended_devices
 
 ROOT = pathlib.Path(__file__).parents[3]
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -377,15 +377,12 @@ print(json.dumps({
 
 def test_blocks_spread_over_four_devices():
     """Two blocks a group, or one, are padded to four; every device has its own."""
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"] or ""),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
     done = subprocess.run(
-        [sys.executable, "-c", SHARDED], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", SHARDED],
+        cwd=ROOT,
+        env=pretended_devices.environment(4),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])

@@ -1,7 +1,6 @@
 """M-FAC: steps by hand, the dense inverse, what float32 keeps, odd leaves and gradients."""
 
 import inspect
-import os
 import pathlib
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 import optim
 from experiments.tpu_slice import libtpu_folder, run_python
 from optim.solvers.windowed_inverse import Window, inverse_product
+from tests import pretended_devices
 
 from ..running import random_gradients, run, run_jitted
 
@@ -294,11 +294,9 @@ for dtype in (None, "bfloat16"):
 
 @pytest.mark.slow
 def test_the_window_is_sharded_as_the_parameters_are():
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", SHARDED]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **devices}, capture_output=True, text=True
-    )
+    environment = pretended_devices.environment(4)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
