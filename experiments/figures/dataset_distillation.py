@@ -237,9 +237,10 @@ def settings(data: Table, what: str) -> list[float]:
 
 
 def best(data: Table, name: str) -> tuple[float, np.ndarray]:
-    """The penalty of the largest mean accuracy, and its accuracies by split."""
+    """The penalty of the largest mean accuracy, the least such, and its accuracies by split."""
     choices = {p: of(data, ACCURACY, name, p) for p in settings(data, ACCURACY)}
-    penalty = max(choices, key=lambda p: choices[p].mean() if choices[p].size else 0.0)
+    means = {p: round(float(found.mean()), 5) for p, found in choices.items() if found.size}
+    penalty = max(means, key=means.__getitem__)
     return penalty, choices[penalty]
 
 
@@ -249,8 +250,8 @@ def against(data: Table, rival: str) -> Part:
     error = gain.std(ddof=1) / np.sqrt(len(gain))
     return Part(
         f"a regression on the distilled images is better on test images than on {rival}",
-        f"accuracy {mine.mean():.3f} to {theirs.mean():.3f} (their penalty {penalty:g}), a gain of "
-        f"{gain.mean():.3f}, standard error {error:.3f}",
+        f"accuracy {mine.mean():.4f} to {theirs.mean():.4f} (their penalty {penalty:g}), a gain of "
+        f"{gain.mean():.4f}, standard error {error:.4f}",
         bool(gain.mean() > ERRORS * error),
     )
 
@@ -279,7 +280,7 @@ def judge(data: Table) -> list[Part]:
         Part(
             "implicit and unrolled derivatives are one where the inner problem is solved",
             f"relative distance {distance:.1e} at {lengths[-1]:g} steps; outer losses at the end "
-            f"{ends[0]:.4f} and {ends[1]:.4f}",
+            f"{ends[0]:.3f} and {ends[1]:.3f}",
             bool(distance <= AGREES),
         ),
         Part(
