@@ -185,7 +185,11 @@ def unrolled_hypergradient(
         )
     x, y = checks.floats(name, "x", x), checks.floats(name, "y", y)
     batch = batch or BilevelBatch()
-    slope = functools.partial(jax.grad(problem.inner, argnums=1), batch=batch.inner)
+    inner_gradient = jax.grad(problem.inner, argnums=1)
+
+    def slope(x: Any, y: Any) -> Any:
+        return inner_gradient(x, y, batch.inner)
+
     start = (y, optimizer.init(y))
 
     def solution(x: Any, **keywords: Any) -> Any:

@@ -96,13 +96,17 @@ def block_coordinate_descent(
     def objective(x: jax.Array) -> jax.Array:
         return loss_fn(matrix @ x) + jnp.sum(linear * x)
 
-    mapped = maps.block_proximal_map(objective, block_prox_fn)
+    dtype = trees.accumulator_dtype(init)
+    columns = jnp.asarray(matrix, dtype).T
+    constants = jnp.sum(trees.as_dtype(smoothness, dtype) * columns**2, axis=1)
+    steps = jax.lax.stop_gradient(1 / jnp.where(constants > 0, constants, 1))
+    mapped = maps.block_proximal_map(objective, block_prox_fn, steps)
     return solving.answer(
         method,
         lambda x: x - mapped(x),
         init,
         lambda x: _loop(
-            objective, loss_fn, x, matrix, block_prox_fn, smoothness, linear, tolerance, max_steps
+            objective, loss_fn, x, columns, block_prox_fn, steps, linear, tolerance, max_steps
         ),
         tolerance=tolerance,
         max_steps=max_steps,
@@ -114,18 +118,15 @@ def _loop(
     objective: Callable[[jax.Array], jax.Array],
     loss_fn: Callable[[jax.Array], jax.Array],
     init: jax.Array,
-    matrix: jax.Array,
+    columns: jax.Array,
     block_prox_fn: Callable[[jax.Array, jax.Array], jax.Array],
-    smoothness: ArrayLike,
+    steps: jax.Array,
     linear: ArrayLike,
     tolerance: ArrayLike,
     max_steps: ArrayLike,
 ) -> tuple[jax.Array, solving.InnerInfo]:
-    dtype = trees.accumulator_dtype(init)
-    columns = jnp.asarray(matrix, dtype).T
+    dtype = steps.dtype
     slopes = jnp.broadcast_to(trees.as_dtype(linear, dtype), init.shape)
-    constants = jnp.sum(trees.as_dtype(smoothness, dtype) * columns**2, axis=1)
-    steps = 1 / jnp.where(constants > 0, constants, 1)
     gradient_fn = jax.grad(loss_fn)
     all_at_once = maps.block_proximal_map(objective, block_prox_fn, steps)
 
@@ -143,7 +144,7 @@ def _loop(
 
     def sweep(carry: Any) -> Any:
         x, _, sweeps, checks = carry
-        start = (x, matrix @ x, jnp.zeros((), dtype))
+        start = (x, columns.T @ x, jnp.zeros((), dtype))
         x, _, squares = jax.lax.fori_loop(0, len(init), block, start)
         check = (jnp.sqrt(squares) <= tolerance) | (sweeps + 1 >= max_steps)
         residual = jax.lax.cond(check, exact, lambda _: jnp.sqrt(squares), x)
