@@ -199,7 +199,7 @@ def test_truncated_at_the_minimiser_is_the_neumann_series():
     with jax.enable_x64(True):
         problem = bilevel.BilevelProblem(
             outer=lambda x, y, batch: jnp.sum(jnp.array([1.0, 2.0]) * y),
-            inner=lambda x, y, batch: jnp.sum(jnp.array([1.0, 4.0]) * y**2) / 2 - x @ y,
+            inner=lambda x, y, data: jnp.sum(jnp.array([1.0, 4.0]) * y**2) / 2 - x @ y,
         )
         x = jnp.array([1.0, 2.0])
         y = x / jnp.array([1.0, 4.0])
