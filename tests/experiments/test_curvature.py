@@ -100,6 +100,7 @@ def test_a_run_with_half_newton_steps_ends_at_the_minimum(tmp_path):
     assert outcome.metrics["loss"] < 1e-2 * start["loss"]
 
 
+@pytest.mark.slow
 def test_sophia_learns_text_by_labels_that_the_model_draws(tmp_path):
     optimizer = Optimizer(
         "sophia",

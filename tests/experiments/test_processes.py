@@ -80,6 +80,7 @@ def test_a_killed_run_ends_bit_for_bit_as_one_that_was_not(whole, tmp_path):
     np.testing.assert_array_equal(losses(tmp_path), losses(whole))
 
 
+@pytest.mark.slow
 def test_four_devices_give_the_curve_of_one_and_their_checkpoint_resumes_on_one(whole, tmp_path):
     flags = ("--config.mesh.data=2", "--config.mesh.fsdp=2")
     finish(start(tmp_path, *flags, xla=FOUR))
@@ -93,6 +94,7 @@ def test_four_devices_give_the_curve_of_one_and_their_checkpoint_resumes_on_one(
     np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_tensor_parallel_devices_give_the_curve_of_one(whole, tmp_path):
     finish(start(tmp_path, "--config.mesh.tensor=2", "--config.mesh.fsdp=2", xla=FOUR))
     np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)

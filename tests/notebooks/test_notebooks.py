@@ -10,6 +10,7 @@ from nbclient import NotebookClient
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SLOW = ("coming_from_jaxopt",)
 
 
 def test_there_are_notebooks():
@@ -34,7 +35,11 @@ def kernel(tmp_path, monkeypatch):
     return folder.name
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[pytest.mark.slow] if p.stem in SLOW else []) for p in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_notebook_runs(path, kernel):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)

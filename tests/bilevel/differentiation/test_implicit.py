@@ -181,6 +181,7 @@ def test_attach_root_leaves_the_value_and_drops_its_derivative():
     np.testing.assert_allclose(jax.vmap(jax.grad(attached))(xs), 2 * xs)
 
 
+@pytest.mark.slow
 def test_a_minimiser_inside_a_minimiser():
     """z = x y, then y the least of (z - 1)^2 / 2 + (y - x)^2 / 2: y = 2 x / (1 + x^2)."""
     inner = bilevel.custom_argmin(lambda z, x, y: (z - x * y) ** 2)(lambda init, x, y: x * y)
@@ -204,6 +205,7 @@ def not_symmetric():
     return np.diag(np.geomspace(1, 1e3, 20)) + 0.1 * random.normal(size=(20, 20))
 
 
+@pytest.mark.slow
 def test_the_preconditioner_is_built_at_the_solution_and_transposed():
     """With the inverse at the solution one step is enough, and without it one is not."""
     a, calls = not_symmetric(), []

@@ -158,6 +158,7 @@ def digits_problem():
     return problem, bilevel.BilevelBatch((x_validation, y_validation), (x, y))
 
 
+@pytest.mark.slow
 def test_one_word_chooses_between_the_steps_and_the_minimiser():
     """With enough steps all three agree; with few, the first two do."""
     with jax.enable_x64(True):

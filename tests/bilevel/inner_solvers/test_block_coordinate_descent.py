@@ -93,6 +93,7 @@ def test_the_dual_of_the_multiclass_support_vector_machine():
         assert simplex_residual(lambda beta: svm_dual(beta, 10.0, x, y), beta) < 1e-8
 
 
+@pytest.mark.slow
 def test_a_factor_of_a_non_negative_factorisation_and_the_group_lasso_and_logistic_losses():
     """By their conditions of optimality, in float32."""
     random = np.random.default_rng(1)

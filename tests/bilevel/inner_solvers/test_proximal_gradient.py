@@ -114,6 +114,7 @@ def test_momentum_and_its_restart_take_fewer_steps():
     assert fast[1] and slow[1] and fast[0] * 10 < slow[0]
 
 
+@pytest.mark.slow
 def test_logistic_regression_and_non_negative_least_squares_are_at_their_conditions():
     x, labels = datasets.make_classification(
         n_samples=30, n_features=5, n_informative=3, n_classes=3, random_state=0

@@ -34,6 +34,7 @@ def test_affine_set_takes_dependent_rows_that_agree_and_refuses_others():
     np.testing.assert_allclose(found, [1, 1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_affine_set_derivative_where_rows_repeat():
     """Along a change of both rows alike, it is that of one row."""
     x, a, b = np.array([3.0, 1.0, 2.0]), np.array([[1.0, 2.0, -1.0]]), np.array([2.0])
@@ -57,6 +58,7 @@ def test_affine_set_without_equations_and_with_as_many_as_unknowns():
     np.testing.assert_allclose(found, [0.5, 0.25], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_box_section_is_the_simplex_and_jaxopts():
     x = jnp.asarray(np.random.default_rng(0).random(5), jnp.float32)
     wanted = optax.projections.projection_simplex(x)
@@ -178,6 +180,7 @@ def test_second_order_cone_parts_by_hand():
         bilevel.projection_second_order_cone(v)
 
 
+@pytest.mark.slow
 def test_second_order_cone_has_a_derivative_at_its_axis():
     def both(x):
         return jnp.append(*bilevel.projection_second_order_cone((x[:2], x[2])))

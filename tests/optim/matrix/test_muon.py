@@ -389,6 +389,7 @@ print(json.dumps(errors))
 """
 
 
+@pytest.mark.slow
 def test_sharded_equals_unsharded_on_eight_devices():
     """3 and 6 matrices on 4 or 8 devices: groups are padded; float32 roundings are amplified."""
     done = subprocess.run(

@@ -375,6 +375,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_blocks_spread_over_four_devices():
     """Two blocks a group, or one, are padded to four; every device has its own."""
     done = subprocess.run(

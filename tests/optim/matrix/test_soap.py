@@ -379,6 +379,7 @@ print(json.dumps(out))
 """
 
 
+@pytest.mark.slow
 def test_sharded_equals_unsharded_on_eight_devices():
     """1, 2 and 1 matrices on 4 or 8 devices: groups are padded; six steps of 0.1, two refreshes."""
     done = subprocess.run(
