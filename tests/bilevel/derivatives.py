@@ -18,6 +18,7 @@ def assert_derivatives(function, *arguments, moved=None, within=1e-7, twice=True
       twice: whether the second derivative is checked too.
     """
     random = np.random.default_rng(0)
+    function = jax.jit(function)  # without it every call compiles each of its loops anew
     with jax.enable_x64(True):
         arguments = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), arguments)
         if moved is None:
@@ -28,6 +29,7 @@ def assert_derivatives(function, *arguments, moved=None, within=1e-7, twice=True
         _first(function, arguments, moved, weights, within)
         if twice:
 
+            @jax.jit
             def pulled(*arguments):
                 return jax.vjp(function, *arguments)[1](weights)
 

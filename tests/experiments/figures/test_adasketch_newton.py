@@ -6,6 +6,8 @@ import pytest
 
 from experiments.figures import adasketch_newton as target
 
+pytestmark = pytest.mark.slow
+
 # f at the solutions, as Hock and Schittkowski and the CUTEst files give them.
 VALUES = {
     "HS6": 0.0,

@@ -6,6 +6,8 @@ import pytest
 
 from experiments.figures import block_coordinate_rules as target
 
+pytestmark = pytest.mark.slow
+
 LOSS = "least squares"
 
 

@@ -6,6 +6,8 @@ import pytest
 
 from experiments.figures import cbo_benchmarks as figure
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data():

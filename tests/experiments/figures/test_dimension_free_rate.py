@@ -8,6 +8,8 @@ import scipy.linalg
 
 from experiments.figures import dimension_free_rate as target
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data():

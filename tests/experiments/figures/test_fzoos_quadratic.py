@@ -7,6 +7,8 @@ import pytest
 
 from experiments.figures import fzoos_quadratic as figure
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data():

@@ -10,6 +10,8 @@ import pytest
 import zeroth_order
 from experiments.figures import gradient_norm_ratio as target
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data():

@@ -7,6 +7,8 @@ import pytest
 
 from experiments.figures import gradient_normalized_smoothness as target
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def float64():

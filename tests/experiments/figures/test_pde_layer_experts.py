@@ -8,6 +8,8 @@ from scipy.optimize import least_squares
 
 from experiments.figures import pde_layer_experts as target
 
+pytestmark = pytest.mark.slow
+
 RIDGE, SHARPNESS = 1e-2, 2.0
 
 

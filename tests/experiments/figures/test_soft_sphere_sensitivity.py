@@ -6,6 +6,8 @@ import pytest
 
 from experiments.figures import soft_sphere_sensitivity as target
 
+pytestmark = pytest.mark.slow
+
 SPHERES, TIGHTEST = target.QUICK_SPHERES, target.FORCES[-1]
 
 

@@ -11,6 +11,8 @@ import pytest
 import zeroth_order
 from experiments.figures import zeroth_order_precision as target
 
+pytestmark = pytest.mark.slow
+
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 COUNT = 2**12
 
