@@ -270,9 +270,11 @@ def _differentiable(form: _Form, z: jax.Array, a: jax.Array, b: jax.Array) -> ja
         p = plan(potentials, z)
         return jnp.sum(p, axis=1) - a, jnp.sum(p, axis=0) - b
 
+    # Out here: JAX fails where what a solve closes over has a derivative and its system has none.
+    weight = form.weight(form.plan(jax.lax.stop_gradient(z)))
+
     def solve(matvec: Any, r: Any, *, preconditioner: Any) -> tuple[Any, optim.SolveInfo]:
         del matvec, preconditioner  # it is the matrix of W
-        weight = form.weight(form.plan(jax.lax.stop_gradient(z)))
         matrix, root, inverse = _laplacian(weight)
         by_row = root * (r[0] - weight @ (inverse * r[1]))
         f = root * (jnp.linalg.pinv(matrix, hermitian=True) @ by_row)
