@@ -36,7 +36,8 @@ from bilevel.differentiation.maps import (
     proximal_gradient_map,
 )
 from bilevel.differentiation.trajectory_matching import trajectory_matching
-from bilevel.differentiation.unrolled import unroll, unrolled_hypergradient
+from bilevel.differentiation.unrolled import unroll
+from bilevel.differentiation.unrolled_hypergradient import unrolled_hypergradient
 from bilevel.inner_solvers.anderson import anderson
 from bilevel.inner_solvers.block_coordinate_descent import block_coordinate_descent
 from bilevel.inner_solvers.broyden import broyden

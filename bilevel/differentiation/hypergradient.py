@@ -33,7 +33,6 @@ and two products.
 """
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -139,13 +138,9 @@ def hypergradient(
     value, (f_x, f_y) = jax.value_and_grad(problem.outer, (0, 1))(x, y, batch.outer)
     start = None if state is None else state.v
     v, solved = solve(lambda u: product(u)[1], f_y, init=start, preconditioner=preconditioner)
-    if not isinstance(solved.converged, jax.core.Tracer) and not solved.converged:
-        warnings.warn(
-            "hypergradient: the adjoint solve stopped at a residual of "
-            f"{float(solved.residual):.1e}, above its tolerance.",
-            checks.NotConvergedWarning,
-            stacklevel=2,
-        )
+    checks.warn_unless_converged(
+        "hypergradient: the adjoint solve", solved.converged, solved.residual, stacklevel=2
+    )
     cross, curved = product(v)
     inner_residual, adjoint_residual = trees.norm(g_y), trees.norm(_minus(f_y, curved))
     bound = jnp.full_like(adjoint_residual, jnp.nan)

@@ -26,7 +26,6 @@ google/jaxopt@2de13bf.
 """
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -100,7 +99,9 @@ def attach_root(
         # The root's rule negates: a start then is that of dy, or of the adjoint, as one writes it.
         x, info = chosen(matvec, jax.tree.map(jnp.negative, b), preconditioner=preconditioner)
         if on_failure == "warn":
-            jax.debug.callback(_warn_unless, info.converged, info.residual)
+            what = "attach_root: the linear solve for a derivative"
+            told = functools.partial(checks.warn_unless_converged, what, stacklevel=1)
+            jax.debug.callback(told, info.converged, info.residual)
         if on_failure == "nan":
             x = jax.tree.map(lambda v: jnp.where(info.converged, v, jnp.nan), x)
         return jax.tree.map(jnp.negative, x), info
@@ -196,14 +197,15 @@ def custom_argmin(
     return custom_root(jax.grad(objective_fn), **{"symmetric": True, **options})
 
 
-def _warn_unless(converged: Any, residual: Any) -> None:
-    if not converged:
-        warnings.warn(
-            "attach_root: the linear solve for a derivative stopped at a residual of "
-            f"{float(residual):.1e}, above its tolerance.",
-            checks.NotConvergedWarning,
-            stacklevel=1,
-        )
+def without_derivative(fn: Callable[..., Any], *args: Any) -> Any:
+    """What fn(*args) gives, as a constant, whatever the arguments and fn's closure carry."""
+    program, out = jax.make_jaxpr(fn, return_shape=True)(*args)
+    values = jax.core.eval_jaxpr(
+        program.jaxpr,
+        jax.lax.stop_gradient(program.consts),
+        *jax.lax.stop_gradient(jax.tree.leaves(args)),
+    )
+    return jax.tree.unflatten(jax.tree.structure(out), values)
 
 
 def _stopped(tree: Any) -> Any:

@@ -28,7 +28,6 @@ from jax.typing import ArrayLike
 
 import optim
 from bilevel import checks
-from bilevel.inner_solvers import solving
 from bilevel.inner_solvers.solving import InnerInfo
 from optim import trees
 from optim.solvers.linear import divide
@@ -85,7 +84,7 @@ def equality_qp(
         conditions, given, solver=solver, symmetric=True, tolerance=tolerance, max_steps=max_steps
     )
     residual = divide(info.residual, jax.lax.stop_gradient(trees.norm(given)))
-    solving.warn_unless_converged("equality_qp", info.converged, residual)
+    checks.warn_unless_converged("equality_qp:", info.converged, residual, stacklevel=2)
     return found, InnerInfo(residual, info.iterations, info.products, info.converged)
 
 

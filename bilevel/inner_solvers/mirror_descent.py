@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from bilevel import checks
 from bilevel.differentiation import maps
@@ -39,8 +40,8 @@ def mirror_descent(
     step: optax.ScalarOrSchedule,
     projection_fn: Callable[[Any], Any] | None = None,
     mapping_fn: Callable[[Any], Any] | None = None,
-    tolerance: float | jax.Array = 1e-2,
-    max_steps: int | jax.Array = 500,
+    tolerance: ArrayLike = 1e-2,
+    max_steps: ArrayLike = 500,
     **derivative: Any,
 ) -> tuple[Any, solving.InnerInfo]:
     """Minimises objective_fn over a set.

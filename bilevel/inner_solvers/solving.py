@@ -6,7 +6,6 @@ looks for x is given constants, and x then has the derivative of the exact solut
 closed over, through `bilevel.attach_root`, whose options `derivative` holds.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -53,27 +52,6 @@ def answer(
     """
     trees.check_at_least(method, 0, tolerance=tolerance)
     trees.check_at_least(method, 1, max_steps=max_steps)
-    x, info = without_derivative(loop, checks.floats(method, "init", init))
-    warn_unless_converged(method, info.converged, info.residual)
+    x, info = implicit.without_derivative(loop, checks.floats(method, "init", init))
+    checks.warn_unless_converged(f"{method}:", info.converged, info.residual, stacklevel=3)
     return implicit.attach_root(optimality_fn, x, **derivative), info
-
-
-def without_derivative(fn: Callable[..., Any], *args: Any) -> Any:
-    """What fn(*args) gives, as a constant, whatever the arguments and fn's closure carry."""
-    program, out = jax.make_jaxpr(fn, return_shape=True)(*args)
-    values = jax.core.eval_jaxpr(
-        program.jaxpr,
-        jax.lax.stop_gradient(program.consts),
-        *jax.lax.stop_gradient(jax.tree.leaves(args)),
-    )
-    return jax.tree.unflatten(jax.tree.structure(out), values)
-
-
-def warn_unless_converged(method: str, converged: jax.Array, residual: jax.Array) -> None:
-    """Warns where the answer is known; under jit and vmap it is in the info alone."""
-    if not isinstance(converged, jax.core.Tracer) and not converged.all():
-        warnings.warn(
-            f"{method}: stopped at a residual of {float(residual.max()):.1e}, above its tolerance.",
-            checks.NotConvergedWarning,
-            stacklevel=4,
-        )

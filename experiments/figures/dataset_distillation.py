@@ -40,7 +40,8 @@ from sklearn.model_selection import train_test_split
 import bilevel
 import optim
 from experiments.benchmarks.harness import Candidate, compile_candidate, time_interleaved
-from experiments.figures.target import Paper, Part, Table, Target
+from experiments.figures.implicit_differentiation import PAPER
+from experiments.figures.target import Part, Table, Target
 
 CLASSES, SIDE = 10, 8
 PENALTY = 1e-1
@@ -348,12 +349,7 @@ def plot(data: Table) -> Figure:
 
 
 TARGET = Target(
-    paper=Paper(
-        title="Efficient and Modular Implicit Differentiation",
-        authors="Blondel, Berthet, Cuturi, Frostig, Hoyer, Llinares-Lopez, Pedregosa, Vert",
-        year=2021,
-        arxiv="2105.15183",
-    ),
+    paper=PAPER,
     figure="after the figure of ten distilled images: of scikit-learn's 8 x 8 digits, which stand "
     "in for MNIST, with the accuracy of what is trained on them and the time of a hypergradient. "
     "The penalty, the inner solver and its start are those of the authors' notebook; the outer "

@@ -46,7 +46,8 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 
 import bilevel
 import optim
-from experiments.figures.target import Paper, Part, Table, Target
+from experiments.figures.implicit_differentiation import PAPER
+from experiments.figures.target import Part, Table, Target
 
 ATOMS, TRAIN, SPLITS = 10, 100, 20
 SPARSITY, RIDGE = 0.1, 0.1  # lambda and gamma
@@ -361,12 +362,7 @@ def plot(data: Table) -> Figure:
 
 
 TARGET = Target(
-    paper=Paper(
-        title="Efficient and Modular Implicit Differentiation",
-        authors="Blondel, Berthet, Cuturi, Frostig, Hoyer, Llinares-Lopez, Pedregosa, Vert",
-        year=2021,
-        arxiv="2105.15183",
-    ),
+    paper=PAPER,
     figure="after the table of task-driven dictionary learning: mean and deviation of the AUC of "
     "four methods, on scikit-learn's breast cancer (30 features of cells), which stands in for the "
     "paper's gene expressions. Methods and ten atoms are as remembered; sizes, strengths and the "

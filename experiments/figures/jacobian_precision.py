@@ -36,7 +36,8 @@ from matplotlib.figure import Figure
 
 import bilevel
 import optim
-from experiments.figures.target import Paper, Part, Table, Target
+from experiments.figures.implicit_differentiation import PAPER
+from experiments.figures.target import Part, Table, Target
 
 THETAS = (0.3, 1.0, 10.0)
 STEPS = 300  # most that any of them takes to STOP
@@ -217,12 +218,7 @@ def draw(axes: Axes, rows: dict[str, np.ndarray]) -> None:
 
 
 TARGET = Target(
-    paper=Paper(
-        title="Efficient and Modular Implicit Differentiation",
-        authors="Blondel, Berthet, Cuturi, Frostig, Hoyer, Llinares-Lopez, Pedregosa, Vert",
-        year=2021,
-        arxiv="2105.15183",
-    ),
+    paper=PAPER,
     figure="after Figure 3: errors of the implicit and the unrolled Jacobian of a ridge regression "
     "over the error of the iterate, with the bound of Theorem 1. The data set and the problem are "
     "as remembered; theta, its two kinds, the step size and the start are our own.",

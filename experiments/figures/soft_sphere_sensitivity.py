@@ -35,7 +35,8 @@ from matplotlib.figure import Figure
 
 import bilevel
 import optim
-from experiments.figures.target import Paper, Part, Table, Target
+from experiments.figures.implicit_differentiation import PAPER
+from experiments.figures.target import Part, Table, Target
 
 THETA, FRACTION = 0.6, 0.95
 SPHERES, PACKINGS = 128, 10
@@ -284,12 +285,7 @@ def draw_packing(axes: Axes, spheres: dict[str, np.ndarray]) -> None:
 
 
 TARGET = Target(
-    paper=Paper(
-        title="Efficient and Modular Implicit Differentiation",
-        authors="Blondel, Berthet, Cuturi, Frostig, Hoyer, Llinares-Lopez, Pedregosa, Vert",
-        year=2021,
-        arxiv="2105.15183",
-    ),
+    paper=PAPER,
     figure="after the figure of the sensitivity of a packing: 128 soft spheres with arrows, here "
     "beside distances to central differences and to what FIRE's own iterates say. Packing "
     "fraction, starts, FIRE's time steps and the energy's scale are our own.",

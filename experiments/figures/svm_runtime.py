@@ -42,7 +42,8 @@ from matplotlib.figure import Figure
 import bilevel
 import optim
 from experiments.benchmarks.harness import Candidate, compile_candidate, time_interleaved
-from experiments.figures.target import Paper, Part, Table, Target
+from experiments.figures.implicit_differentiation import PAPER
+from experiments.figures.target import Part, Table, Target
 
 SAMPLES, VALIDATION, CLASSES, INFORMATIVE = 50, 50, 5, 10
 FEATURES = (100, 300, 1000, 3000)
@@ -343,12 +344,7 @@ def plot(data: Table) -> Figure:
 
 
 TARGET = Target(
-    paper=Paper(
-        title="Efficient and Modular Implicit Differentiation",
-        authors="Blondel, Berthet, Cuturi, Frostig, Hoyer, Llinares-Lopez, Pedregosa, Vert",
-        year=2021,
-        arxiv="2105.15183",
-    ),
+    paper=PAPER,
     figure="after the figure of the time of hypergradients of a multiclass SVM, by three solvers "
     "as features grow; here with errors and temporaries. Solvers and fixed points are as "
     "remembered, sizes are smaller, step sizes and theta our own.",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import bilevel
+from bilevel.differentiation import implicit
 from bilevel.inner_solvers import solving
 
 
@@ -82,12 +83,12 @@ def test_integers_and_keys_are_constants_too():
     with jax.enable_x64(True):
 
         def doubled(x, times):
-            return solving.without_derivative(lambda y: (y * x * times, times), 1.0)
+            return implicit.without_derivative(lambda y: (y * x * times, times), 1.0)
 
         out, times = jax.jit(doubled)(3.0, 2)
         assert out == 6 and times == 2
         assert jax.grad(lambda x: doubled(x, 2)[0])(3.0) == 0
-    drawn = solving.without_derivative(jax.random.normal, key)
+    drawn = implicit.without_derivative(jax.random.normal, key)
     assert drawn == jax.random.normal(jax.random.key(0))
 
 
