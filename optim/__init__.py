@@ -6,6 +6,16 @@ from optim.control.agvm import (
     AgvmState,
     agvm,
 )
+from optim.control.batch_size import (
+    GradientMoments,
+    augmented_inner_product_test,
+    coordinate_wise_test,
+    gradient_moments,
+    inner_product_test,
+    merge_moments,
+    next_batch_size,
+    norm_test,
+)
 from optim.control.hyperparams import inject_hyperparams
 from optim.control.nonfinite import keep_if_finite
 from optim.curvature.diagonal import (
@@ -35,6 +45,11 @@ from optim.curvature.spectrum import (
     spectral_quadrature,
     spectral_sum,
     top_eigenpairs,
+)
+from optim.elementwise.adagrad_norm import (
+    ScaleByAdagradNormState,
+    adagrad_norm,
+    scale_by_adagrad_norm,
 )
 from optim.elementwise.adam_mini import (
     ScaleByAdamMiniState,
@@ -252,6 +267,7 @@ __all__ = [
     "DAdaptAdamState",
     "DAdaptSGDState",
     "Eigenpairs",
+    "GradientMoments",
     "GradientNoiseState",
     "HeavyBall",
     "LanczosFactorization",
@@ -263,6 +279,7 @@ __all__ = [
     "RankOne",
     "RegularizedNewtonState",
     "RowNorm",
+    "ScaleByAdagradNormState",
     "ScaleByAdahessianState",
     "ScaleByAdamMiniState",
     "ScaleByAdemamixState",
@@ -295,6 +312,7 @@ __all__ = [
     "TransportedParamsState",
     "WithCurvatureState",
     "WithPreviousParamsState",
+    "adagrad_norm",
     "adahessian",
     "adam_mini",
     "adam_mini_blocks",
@@ -304,9 +322,11 @@ __all__ = [
     "adopt",
     "agvm",
     "apply_updates",
+    "augmented_inner_product_test",
     "bicgstab",
     "cautious",
     "cg",
+    "coordinate_wise_test",
     "cosmos",
     "cyclic_blocks",
     "dadapt_adam",
@@ -326,6 +346,7 @@ __all__ = [
     "gauss_southwell_lipschitz",
     "gauss_southwell_quadratic",
     "gmres",
+    "gradient_moments",
     "gradient_noise",
     "greedy_block_descent",
     "harpg",
@@ -334,6 +355,7 @@ __all__ = [
     "hutchinson",
     "implicit_gradient_transport",
     "inject_hyperparams",
+    "inner_product_test",
     "jacobi_preconditioner",
     "kaczmarz_sketch",
     "keep_if_finite",
@@ -347,10 +369,13 @@ __all__ = [
     "lion",
     "logistic_loss",
     "mars",
+    "merge_moments",
     "mfac",
     "minres",
     "muon",
     "neumann",
+    "next_batch_size",
+    "norm_test",
     "normal_cg",
     "normalized_gradient",
     "nystrom_preconditioner",
@@ -361,6 +386,7 @@ __all__ = [
     "prodigy",
     "random_blocks",
     "regularized_newton",
+    "scale_by_adagrad_norm",
     "scale_by_adahessian",
     "scale_by_adam_mini",
     "scale_by_ademamix",
