@@ -23,7 +23,9 @@ def test_targets_are_found_by_what_they_define():
 # They compile many programs, some in processes of their own.
 SLOW = (
     "adahessian_toys",
+    "adaptive_batch",
     "adasketch_newton",
+    "batch_hessian",
     "block_coordinate_rules",
     "cbo_benchmarks",
     "dataset_distillation",
