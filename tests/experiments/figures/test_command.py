@@ -37,6 +37,7 @@ SLOW = (
     "mezo_prompt",
     "newton_schulz_spectra",
     "pde_layer_experts",
+    "perceptron",
     "qzo",
     "soft_sphere_sensitivity",
     "sparse_mezo",
