@@ -67,7 +67,7 @@ def problems() -> dict[str, np.ndarray]:
     return {WORST: worst_case(1000), TWO: np.array([[1.0, -1.0], [1.0, 4.0]]), DIGITS: digits()}
 
 
-def losses(theta: jax.Array, points: jax.Array) -> jax.Array:
+def losses(theta: jax.Array, points: jax.Array | np.ndarray) -> jax.Array:
     return jnp.logaddexp(0.0, -points @ theta)
 
 
