@@ -264,7 +264,8 @@ def plot(data: Table) -> Figure:
     draw_iterations(images, data, DIGITS)
     images.set(title="Digits, 3 against 8")
     draw_curves(loss, data, "loss")
-    loss.set(yscale="log", title="Digits: loss, until the classes are separated")
+    # The largest steps end at losses that are zero but for rounding.
+    loss.set(yscale="log", ylim=(1e-4, None), title="Digits: loss, until classes are separated")
     draw_curves(accuracy, data, "accuracy")
     accuracy.set(title="Digits: accuracy")
     accuracy.legend()
