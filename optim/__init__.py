@@ -1,7 +1,25 @@
 """Optimizers for JAX that agree with their authors' code, as optax transformations."""
 
-from optim.averaging.ema import params_ema
 from optim.averaging.evaluation import evaluation_params
+from optim.averaging.lawa import (
+    ParamsLawaState,
+    params_lawa,
+)
+from optim.averaging.lcsc import (
+    LcscInfo,
+    lcsc,
+)
+from optim.averaging.merging import (
+    combine_checkpoints,
+    ema_weights,
+    latest_weights,
+    power_weights,
+)
+from optim.averaging.running import (
+    ParamsAverageState,
+    params_ema,
+    params_tail_average,
+)
 from optim.control.agvm import (
     AgvmState,
     agvm,
@@ -255,10 +273,13 @@ __all__ = [
     "GradientNoiseState",
     "HeavyBall",
     "LanczosFactorization",
+    "LcscInfo",
     "Metric",
     "MirrorMap",
     "OptimisticState",
     "OutputLoss",
+    "ParamsAverageState",
+    "ParamsLawaState",
     "ProdigyState",
     "RankOne",
     "RegularizedNewtonState",
@@ -307,12 +328,14 @@ __all__ = [
     "bicgstab",
     "cautious",
     "cg",
+    "combine_checkpoints",
     "cosmos",
     "cyclic_blocks",
     "dadapt_adam",
     "dadapt_sgd",
     "dense_solve",
     "describe",
+    "ema_weights",
     "empirical_fisher",
     "empirical_fisher_operator",
     "entropic_mirror_map",
@@ -341,7 +364,9 @@ __all__ = [
     "lamb",
     "lanczos",
     "lars",
+    "latest_weights",
     "lbfgs_preconditioner",
+    "lcsc",
     "linear_decay_schedule",
     "linear_solve",
     "lion",
@@ -356,8 +381,11 @@ __all__ = [
     "nystrom_preconditioner",
     "optimistic",
     "params_ema",
+    "params_lawa",
+    "params_tail_average",
     "path_labels",
     "path_string",
+    "power_weights",
     "prodigy",
     "random_blocks",
     "regularized_newton",
