@@ -24,8 +24,13 @@ from optim.control.agvm import (
     AgvmState,
     agvm,
 )
+from optim.control.hard_batches import hard_batches
 from optim.control.hyperparams import inject_hyperparams
 from optim.control.nonfinite import keep_if_finite
+from optim.control.sample_weights import (
+    loss_temperature_schedule,
+    loss_weights,
+)
 from optim.curvature.diagonal import (
     empirical_fisher,
     gauss_newton_bartlett,
@@ -351,6 +356,7 @@ __all__ = [
     "gmres",
     "gradient_noise",
     "greedy_block_descent",
+    "hard_batches",
     "harpg",
     "heavy_ball_from_spectrum",
     "hessian_operator",
@@ -371,6 +377,8 @@ __all__ = [
     "linear_solve",
     "lion",
     "logistic_loss",
+    "loss_temperature_schedule",
+    "loss_weights",
     "mars",
     "mfac",
     "minres",
