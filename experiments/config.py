@@ -71,6 +71,20 @@ class Optimizer:
 
 
 @dataclasses.dataclass
+class Emphasis:
+    """Weights of samples by their losses, as `optim.loss_weights` gives them, within a micro-batch.
+
+    The paper weighs over the whole batch of a step, and its authors' code over each micro-batch, as
+    here: with `accumulation` the weights of each part sum to one.
+    """
+
+    scheme: str = "linupper"  # or "quadratic", "extremes"
+    temperature: float = 1.0  # after the warm-up
+    end_temperature: float = 0.0  # of the last step, reached linearly; 0 keeps the first
+    warmup: float = 0.05  # fraction of the steps, with uniform weights
+
+
+@dataclasses.dataclass
 class Mesh:
     """How devices are named. Samples are split over `data` and `fsdp`, parameters over `fsdp`
     (the largest axis that divides) and, where a pattern of `tensor_axes` says which axis, `tensor`.
@@ -91,6 +105,7 @@ class Config:
     batch_size: int  # samples a step, over all devices
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     accumulation: int = 1  # micro-batches a step
+    emphasis: Emphasis | None = None  # weights of samples by their losses; None: all alike
     seed: int = 0
     on_nonfinite: str = "stop"  # "stop", or "skip": leave such steps out
     nonfinite_limit: int = 10  # skipped steps in a row after which a run stops all the same

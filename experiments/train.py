@@ -16,6 +16,7 @@ import optim
 from experiments.checkpoints import Checkpoints, Counters
 from experiments.config import Config, UserError
 from experiments.curvature import build_curvature
+from experiments.emphasis import build_emphasis
 from experiments.mesh import check_batch, make_mesh, place_batch, state_sharding
 from experiments.optimizers import build_optimizer
 from experiments.records import Records
@@ -92,9 +93,7 @@ def make_train_step(
     task: Task, tx: optax.GradientTransformationExtraArgs, config: Config
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """(state, batch) -> (next state, scalar metrics)."""
-    gradient = mean_over_micro_batches(
-        jax.value_and_grad(task.loss, has_aux=True), config.accumulation
-    )
+    loss_at = build_emphasis(config.emphasis, config, task) if config.emphasis else None
     estimate = None
     if config.optimizer.curvature:
         estimator = build_curvature(config.optimizer.curvature, task)
@@ -102,6 +101,10 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         loss_key, update_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        loss_fn = loss_at(state.step) if loss_at else task.loss
+        gradient = mean_over_micro_batches(
+            jax.value_and_grad(loss_fn, has_aux=True), config.accumulation
+        )
         (loss, metrics), grads = gradient(state.params, batch, loss_key)
         # A loss that is not finite may still have finite gradients; they mean nothing.
         grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), grads)

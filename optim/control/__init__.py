@@ -1,1 +1,1 @@
-"""Decisions from measurements, in a step or between steps: keep_if_finite, loss_weights, agvm."""
+"""Decisions from measurements, in a step or between steps: keep_if_finite, autolrs, agvm, ..."""
