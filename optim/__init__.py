@@ -168,7 +168,16 @@ from optim.schedules.ademamix import (
     ademamix_alpha_schedule,
     ademamix_b3_schedule,
 )
+from optim.schedules.budgets import (
+    cyclic_cosine_schedule,
+    wsd_s_schedule,
+)
+from optim.schedules.cooldown import cooldown_schedule
 from optim.schedules.linear import linear_decay_schedule
+from optim.schedules.power import (
+    inverse_sqrt_schedule,
+    power_schedule,
+)
 from optim.schedules.update_probability import update_probability_schedule
 from optim.schedules.wsd import wsd_schedule
 from optim.second_order.adahessian import (
@@ -307,8 +316,10 @@ __all__ = [
     "bicgstab",
     "cautious",
     "cg",
+    "cooldown_schedule",
     "cosmos",
     "cyclic_blocks",
+    "cyclic_cosine_schedule",
     "dadapt_adam",
     "dadapt_sgd",
     "dense_solve",
@@ -334,6 +345,7 @@ __all__ = [
     "hutchinson",
     "implicit_gradient_transport",
     "inject_hyperparams",
+    "inverse_sqrt_schedule",
     "jacobi_preconditioner",
     "kaczmarz_sketch",
     "keep_if_finite",
@@ -358,6 +370,7 @@ __all__ = [
     "params_ema",
     "path_labels",
     "path_string",
+    "power_schedule",
     "prodigy",
     "random_blocks",
     "regularized_newton",
@@ -409,5 +422,6 @@ __all__ = [
     "with_curvature",
     "with_gradient_change",
     "with_previous_gradient",
+    "wsd_s_schedule",
     "wsd_schedule",
 ]
