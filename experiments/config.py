@@ -145,12 +145,17 @@ def _positive(name: str, value: int) -> None:
 
 
 def as_json(config: Any) -> Any:
-    """The config as plain JSON values; a nested dataclass names its class."""
+    """The config as plain JSON values; a nested dataclass names its class.
+
+    So does a dict that JSON could not tell from one, or whose keys are not strings.
+    """
     if dataclasses.is_dataclass(config):
         fields = {f.name: as_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
         return {"class": type(config).__name__, **fields}
     if isinstance(config, dict):
-        return {key: as_json(value) for key, value in config.items()}
+        if all(isinstance(key, str) and key != "class" for key in config):
+            return {key: as_json(value) for key, value in config.items()}
+        return {"class": "dict", "items": [as_json(item) for item in config.items()]}
     if isinstance(config, (list, tuple)):
         return [as_json(value) for value in config]
     if config is None or isinstance(config, (bool, int, float, str)):

@@ -44,6 +44,22 @@ def build_schedule(config: Schedule, learning_rate: float, steps: int) -> optax.
     return call(function, "config.optimizer.schedule", config.name, kwargs)
 
 
+def peak_of(config: Optimizer) -> float:
+    """The peak that `build_schedule` gives to an optimizer's schedule."""
+    parameters = inspect.signature(find(config.schedule.name)).parameters
+    target = next((name for name in PEAK_NAMES if name in parameters), PEAK_NAMES[0])
+    return config.schedule.kwargs.get(target, config.learning_rate)
+
+
+def with_schedules(config: Optimizer, make: Callable[[Optimizer], Schedule]) -> Optimizer:
+    """The optimizer under another schedule, and so those among its arguments."""
+    kwargs = {
+        key: with_schedules(value, make) if isinstance(value, Optimizer) else value
+        for key, value in config.kwargs.items()
+    }
+    return dataclasses.replace(config, schedule=make(config), kwargs=kwargs)
+
+
 def build_optimizer(
     config: Optimizer, steps: int, params: Any
 ) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:

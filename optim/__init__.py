@@ -1,36 +1,15 @@
 """Optimizers for JAX that agree with their authors' code, as optax transformations."""
 
 from optim.averaging.evaluation import evaluation_params
-from optim.averaging.lawa import (
-    ParamsLawaState,
-    params_lawa,
-)
-from optim.averaging.lcsc import (
-    LcscInfo,
-    lcsc,
-)
-from optim.averaging.merging import (
-    combine_checkpoints,
-    ema_weights,
-    latest_weights,
-    power_weights,
-)
-from optim.averaging.running import (
-    ParamsAverageState,
-    params_ema,
-    params_tail_average,
-)
-from optim.control.agvm import (
-    AgvmState,
-    agvm,
-)
+from optim.averaging.lawa import ParamsLawaState, params_lawa
+from optim.averaging.lcsc import LcscInfo, lcsc
+from optim.averaging.merging import combine_checkpoints, ema_weights, latest_weights, power_weights
+from optim.averaging.running import ParamsAverageState, params_ema, params_tail_average
+from optim.control.agvm import AgvmState, agvm
 from optim.control.hard_batches import hard_batches
 from optim.control.hyperparams import inject_hyperparams
 from optim.control.nonfinite import keep_if_finite
-from optim.control.sample_weights import (
-    loss_temperature_schedule,
-    loss_weights,
-)
+from optim.control.sample_weights import loss_temperature_schedule, loss_weights
 from optim.curvature.diagonal import (
     empirical_fisher,
     gauss_newton_bartlett,
@@ -65,30 +44,13 @@ from optim.elementwise.adam_mini import (
     adam_mini_blocks,
     scale_by_adam_mini,
 )
-from optim.elementwise.ademamix import (
-    ScaleByAdemamixState,
-    ademamix,
-    scale_by_ademamix,
-)
-from optim.elementwise.adopt import (
-    ScaleByAdoptState,
-    adopt,
-    scale_by_adopt,
-)
+from optim.elementwise.ademamix import ScaleByAdemamixState, ademamix, scale_by_ademamix
+from optim.elementwise.adopt import ScaleByAdoptState, adopt, scale_by_adopt
 from optim.elementwise.ascent import with_ascent_gradient
 from optim.elementwise.cautious import cautious
-from optim.elementwise.dadapt_adam import (
-    DAdaptAdamState,
-    dadapt_adam,
-)
-from optim.elementwise.dadapt_sgd import (
-    DAdaptSGDState,
-    dadapt_sgd,
-)
-from optim.elementwise.gradient_noise import (
-    GradientNoiseState,
-    gradient_noise,
-)
+from optim.elementwise.dadapt_adam import DAdaptAdamState, dadapt_adam
+from optim.elementwise.dadapt_sgd import DAdaptSGDState, dadapt_sgd
+from optim.elementwise.gradient_noise import GradientNoiseState, gradient_noise
 from optim.elementwise.implicit_gradient_transport import (
     ScaleByImplicitGradientTransportState,
     TransportedParamsState,
@@ -96,30 +58,11 @@ from optim.elementwise.implicit_gradient_transport import (
     scale_by_implicit_gradient_transport,
     transported_params,
 )
-from optim.elementwise.lamb import (
-    ScaleByLambState,
-    lamb,
-    scale_by_lamb,
-)
-from optim.elementwise.lars import (
-    ScaleByLarsState,
-    lars,
-    scale_by_lars,
-)
-from optim.elementwise.lion import (
-    ScaleByLionState,
-    lion,
-    scale_by_lion,
-)
-from optim.elementwise.mars import (
-    ScaleByMarsState,
-    mars,
-    scale_by_mars,
-)
-from optim.elementwise.normalized_gradient import (
-    normalized_gradient,
-    scale_by_normalized_gradient,
-)
+from optim.elementwise.lamb import ScaleByLambState, lamb, scale_by_lamb
+from optim.elementwise.lars import ScaleByLarsState, lars, scale_by_lars
+from optim.elementwise.lion import ScaleByLionState, lion, scale_by_lion
+from optim.elementwise.mars import ScaleByMarsState, mars, scale_by_mars
+from optim.elementwise.normalized_gradient import normalized_gradient, scale_by_normalized_gradient
 from optim.elementwise.optimistic import (
     MirrorMap,
     OptimisticState,
@@ -132,10 +75,7 @@ from optim.elementwise.previous_gradient import (
     with_gradient_change,
     with_previous_gradient,
 )
-from optim.elementwise.prodigy import (
-    ProdigyState,
-    prodigy,
-)
+from optim.elementwise.prodigy import ProdigyState, prodigy
 from optim.elementwise.schedule_free import (
     ScheduleFreeState,
     schedule_free,
@@ -144,21 +84,9 @@ from optim.elementwise.schedule_free import (
     schedule_free_sgd,
 )
 from optim.inspection import describe
-from optim.matrix.cosmos import (
-    ScaleByCosmosState,
-    cosmos,
-    scale_by_cosmos,
-)
-from optim.matrix.kron import (
-    ScaleByKronState,
-    kron,
-    scale_by_kron,
-)
-from optim.matrix.muon import (
-    ScaleByMuonState,
-    muon,
-    scale_by_muon,
-)
+from optim.matrix.cosmos import ScaleByCosmosState, cosmos, scale_by_cosmos
+from optim.matrix.kron import ScaleByKronState, kron, scale_by_kron
+from optim.matrix.muon import ScaleByMuonState, muon, scale_by_muon
 from optim.matrix.scion import (
     AutoNorm,
     BiasRMSNorm,
@@ -172,47 +100,20 @@ from optim.matrix.scion import (
     scion,
     scion_init,
 )
-from optim.matrix.shampoo import (
-    ScaleByShampooState,
-    scale_by_shampoo,
-    shampoo,
-)
-from optim.matrix.soap import (
-    ScaleBySoapState,
-    SoapStack,
-    scale_by_soap,
-    soap,
-)
-from optim.quantized.stochastic_rounding import (
-    apply_updates,
-    stochastic_round,
-)
-from optim.schedules.ademamix import (
-    ademamix_alpha_schedule,
-    ademamix_b3_schedule,
-)
+from optim.matrix.shampoo import ScaleByShampooState, scale_by_shampoo, shampoo
+from optim.matrix.soap import ScaleBySoapState, SoapStack, scale_by_soap, soap
+from optim.quantized.stochastic_rounding import apply_updates, stochastic_round
+from optim.schedules.ademamix import ademamix_alpha_schedule, ademamix_b3_schedule
+from optim.schedules.budgets import cyclic_cosine_schedule, wsd_s_schedule
+from optim.schedules.cooldown import cooldown_schedule
 from optim.schedules.linear import linear_decay_schedule
+from optim.schedules.power import inverse_sqrt_schedule, power_schedule
 from optim.schedules.update_probability import update_probability_schedule
 from optim.schedules.wsd import wsd_schedule
-from optim.second_order.adahessian import (
-    ScaleByAdahessianState,
-    adahessian,
-    scale_by_adahessian,
-)
-from optim.second_order.harpg import (
-    ScaleByHarpgState,
-    harpg,
-    scale_by_harpg,
-)
-from optim.second_order.mfac import (
-    ScaleByMfacState,
-    mfac,
-    scale_by_mfac,
-)
-from optim.second_order.regularized_newton import (
-    RegularizedNewtonState,
-    regularized_newton,
-)
+from optim.second_order.adahessian import ScaleByAdahessianState, adahessian, scale_by_adahessian
+from optim.second_order.harpg import ScaleByHarpgState, harpg, scale_by_harpg
+from optim.second_order.mfac import ScaleByMfacState, mfac, scale_by_mfac
+from optim.second_order.regularized_newton import RegularizedNewtonState, regularized_newton
 from optim.second_order.sketched_newton import (
     SketchedNewton,
     SketchedNewtonInfo,
@@ -220,15 +121,8 @@ from optim.second_order.sketched_newton import (
     kaczmarz_sketch,
     sketched_newton,
 )
-from optim.second_order.sophia import (
-    ScaleBySophiaState,
-    scale_by_sophia,
-    sophia,
-)
-from optim.second_order.with_curvature import (
-    WithCurvatureState,
-    with_curvature,
-)
+from optim.second_order.sophia import ScaleBySophiaState, scale_by_sophia, sophia
+from optim.second_order.with_curvature import WithCurvatureState, with_curvature
 from optim.solvers.bicgstab import bicgstab
 from optim.solvers.cg import cg
 from optim.solvers.dense import dense_solve
@@ -261,10 +155,7 @@ from optim.subspace.greedy import (
     random_blocks,
     scale_by_greedy_block_descent,
 )
-from optim.trees import (
-    path_labels,
-    path_string,
-)
+from optim.trees import path_labels, path_string
 
 __all__ = [
     "AgvmState",
@@ -334,8 +225,10 @@ __all__ = [
     "cautious",
     "cg",
     "combine_checkpoints",
+    "cooldown_schedule",
     "cosmos",
     "cyclic_blocks",
+    "cyclic_cosine_schedule",
     "dadapt_adam",
     "dadapt_sgd",
     "dense_solve",
@@ -363,6 +256,7 @@ __all__ = [
     "hutchinson",
     "implicit_gradient_transport",
     "inject_hyperparams",
+    "inverse_sqrt_schedule",
     "jacobi_preconditioner",
     "kaczmarz_sketch",
     "keep_if_finite",
@@ -393,6 +287,7 @@ __all__ = [
     "params_tail_average",
     "path_labels",
     "path_string",
+    "power_schedule",
     "power_weights",
     "prodigy",
     "random_blocks",
@@ -445,5 +340,6 @@ __all__ = [
     "with_curvature",
     "with_gradient_change",
     "with_previous_gradient",
+    "wsd_s_schedule",
     "wsd_schedule",
 ]

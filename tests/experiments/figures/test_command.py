@@ -25,6 +25,7 @@ SLOW = (
     "adahessian_toys",
     "adasketch_newton",
     "block_coordinate_rules",
+    "budgets",
     "cbo_benchmarks",
     "dataset_distillation",
     "decoder_optimizers",
