@@ -15,6 +15,7 @@ CURVES = {
     "loss": "loss",
     "learning_rate": "learning rate",
     "gradient_norm": "gradient norm (before clipping)",
+    "batch_size": "batch size",
 }
 
 

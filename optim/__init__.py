@@ -1,15 +1,46 @@
 """Optimizers for JAX that agree with their authors' code, as optax transformations."""
 
 from optim.averaging.evaluation import evaluation_params
-from optim.averaging.lawa import ParamsLawaState, params_lawa
-from optim.averaging.lcsc import LcscInfo, lcsc
-from optim.averaging.merging import combine_checkpoints, ema_weights, latest_weights, power_weights
-from optim.averaging.running import ParamsAverageState, params_ema, params_tail_average
-from optim.control.agvm import AgvmState, agvm
+from optim.averaging.lawa import (
+    ParamsLawaState,
+    params_lawa,
+)
+from optim.averaging.lcsc import (
+    LcscInfo,
+    lcsc,
+)
+from optim.averaging.merging import (
+    combine_checkpoints,
+    ema_weights,
+    latest_weights,
+    power_weights,
+)
+from optim.averaging.running import (
+    ParamsAverageState,
+    params_ema,
+    params_tail_average,
+)
+from optim.control.agvm import (
+    AgvmState,
+    agvm,
+)
+from optim.control.batch_size import (
+    GradientMoments,
+    augmented_inner_product_test,
+    coordinate_wise_test,
+    gradient_moments,
+    inner_product_test,
+    merge_moments,
+    next_batch_size,
+    norm_test,
+)
 from optim.control.hard_batches import hard_batches
 from optim.control.hyperparams import inject_hyperparams
 from optim.control.nonfinite import keep_if_finite
-from optim.control.sample_weights import loss_temperature_schedule, loss_weights
+from optim.control.sample_weights import (
+    loss_temperature_schedule,
+    loss_weights,
+)
 from optim.curvature.diagonal import (
     empirical_fisher,
     gauss_newton_bartlett,
@@ -38,19 +69,41 @@ from optim.curvature.spectrum import (
     spectral_sum,
     top_eigenpairs,
 )
+from optim.elementwise.adagrad_norm import (
+    ScaleByAdagradNormState,
+    adagrad_norm,
+    scale_by_adagrad_norm,
+)
 from optim.elementwise.adam_mini import (
     ScaleByAdamMiniState,
     adam_mini,
     adam_mini_blocks,
     scale_by_adam_mini,
 )
-from optim.elementwise.ademamix import ScaleByAdemamixState, ademamix, scale_by_ademamix
-from optim.elementwise.adopt import ScaleByAdoptState, adopt, scale_by_adopt
+from optim.elementwise.ademamix import (
+    ScaleByAdemamixState,
+    ademamix,
+    scale_by_ademamix,
+)
+from optim.elementwise.adopt import (
+    ScaleByAdoptState,
+    adopt,
+    scale_by_adopt,
+)
 from optim.elementwise.ascent import with_ascent_gradient
 from optim.elementwise.cautious import cautious
-from optim.elementwise.dadapt_adam import DAdaptAdamState, dadapt_adam
-from optim.elementwise.dadapt_sgd import DAdaptSGDState, dadapt_sgd
-from optim.elementwise.gradient_noise import GradientNoiseState, gradient_noise
+from optim.elementwise.dadapt_adam import (
+    DAdaptAdamState,
+    dadapt_adam,
+)
+from optim.elementwise.dadapt_sgd import (
+    DAdaptSGDState,
+    dadapt_sgd,
+)
+from optim.elementwise.gradient_noise import (
+    GradientNoiseState,
+    gradient_noise,
+)
 from optim.elementwise.implicit_gradient_transport import (
     ScaleByImplicitGradientTransportState,
     TransportedParamsState,
@@ -58,11 +111,30 @@ from optim.elementwise.implicit_gradient_transport import (
     scale_by_implicit_gradient_transport,
     transported_params,
 )
-from optim.elementwise.lamb import ScaleByLambState, lamb, scale_by_lamb
-from optim.elementwise.lars import ScaleByLarsState, lars, scale_by_lars
-from optim.elementwise.lion import ScaleByLionState, lion, scale_by_lion
-from optim.elementwise.mars import ScaleByMarsState, mars, scale_by_mars
-from optim.elementwise.normalized_gradient import normalized_gradient, scale_by_normalized_gradient
+from optim.elementwise.lamb import (
+    ScaleByLambState,
+    lamb,
+    scale_by_lamb,
+)
+from optim.elementwise.lars import (
+    ScaleByLarsState,
+    lars,
+    scale_by_lars,
+)
+from optim.elementwise.lion import (
+    ScaleByLionState,
+    lion,
+    scale_by_lion,
+)
+from optim.elementwise.mars import (
+    ScaleByMarsState,
+    mars,
+    scale_by_mars,
+)
+from optim.elementwise.normalized_gradient import (
+    normalized_gradient,
+    scale_by_normalized_gradient,
+)
 from optim.elementwise.optimistic import (
     MirrorMap,
     OptimisticState,
@@ -75,7 +147,10 @@ from optim.elementwise.previous_gradient import (
     with_gradient_change,
     with_previous_gradient,
 )
-from optim.elementwise.prodigy import ProdigyState, prodigy
+from optim.elementwise.prodigy import (
+    ProdigyState,
+    prodigy,
+)
 from optim.elementwise.schedule_free import (
     ScheduleFreeState,
     schedule_free,
@@ -84,9 +159,21 @@ from optim.elementwise.schedule_free import (
     schedule_free_sgd,
 )
 from optim.inspection import describe
-from optim.matrix.cosmos import ScaleByCosmosState, cosmos, scale_by_cosmos
-from optim.matrix.kron import ScaleByKronState, kron, scale_by_kron
-from optim.matrix.muon import ScaleByMuonState, muon, scale_by_muon
+from optim.matrix.cosmos import (
+    ScaleByCosmosState,
+    cosmos,
+    scale_by_cosmos,
+)
+from optim.matrix.kron import (
+    ScaleByKronState,
+    kron,
+    scale_by_kron,
+)
+from optim.matrix.muon import (
+    ScaleByMuonState,
+    muon,
+    scale_by_muon,
+)
 from optim.matrix.scion import (
     AutoNorm,
     BiasRMSNorm,
@@ -100,20 +187,56 @@ from optim.matrix.scion import (
     scion,
     scion_init,
 )
-from optim.matrix.shampoo import ScaleByShampooState, scale_by_shampoo, shampoo
-from optim.matrix.soap import ScaleBySoapState, SoapStack, scale_by_soap, soap
-from optim.quantized.stochastic_rounding import apply_updates, stochastic_round
-from optim.schedules.ademamix import ademamix_alpha_schedule, ademamix_b3_schedule
-from optim.schedules.budgets import cyclic_cosine_schedule, wsd_s_schedule
+from optim.matrix.shampoo import (
+    ScaleByShampooState,
+    scale_by_shampoo,
+    shampoo,
+)
+from optim.matrix.soap import (
+    ScaleBySoapState,
+    SoapStack,
+    scale_by_soap,
+    soap,
+)
+from optim.quantized.stochastic_rounding import (
+    apply_updates,
+    stochastic_round,
+)
+from optim.schedules.ademamix import (
+    ademamix_alpha_schedule,
+    ademamix_b3_schedule,
+)
+from optim.schedules.budgets import (
+    cyclic_cosine_schedule,
+    wsd_s_schedule,
+)
 from optim.schedules.cooldown import cooldown_schedule
 from optim.schedules.linear import linear_decay_schedule
-from optim.schedules.power import inverse_sqrt_schedule, power_schedule
+from optim.schedules.power import (
+    inverse_sqrt_schedule,
+    power_schedule,
+)
 from optim.schedules.update_probability import update_probability_schedule
 from optim.schedules.wsd import wsd_schedule
-from optim.second_order.adahessian import ScaleByAdahessianState, adahessian, scale_by_adahessian
-from optim.second_order.harpg import ScaleByHarpgState, harpg, scale_by_harpg
-from optim.second_order.mfac import ScaleByMfacState, mfac, scale_by_mfac
-from optim.second_order.regularized_newton import RegularizedNewtonState, regularized_newton
+from optim.second_order.adahessian import (
+    ScaleByAdahessianState,
+    adahessian,
+    scale_by_adahessian,
+)
+from optim.second_order.harpg import (
+    ScaleByHarpgState,
+    harpg,
+    scale_by_harpg,
+)
+from optim.second_order.mfac import (
+    ScaleByMfacState,
+    mfac,
+    scale_by_mfac,
+)
+from optim.second_order.regularized_newton import (
+    RegularizedNewtonState,
+    regularized_newton,
+)
 from optim.second_order.sketched_newton import (
     SketchedNewton,
     SketchedNewtonInfo,
@@ -121,8 +244,15 @@ from optim.second_order.sketched_newton import (
     kaczmarz_sketch,
     sketched_newton,
 )
-from optim.second_order.sophia import ScaleBySophiaState, scale_by_sophia, sophia
-from optim.second_order.with_curvature import WithCurvatureState, with_curvature
+from optim.second_order.sophia import (
+    ScaleBySophiaState,
+    scale_by_sophia,
+    sophia,
+)
+from optim.second_order.with_curvature import (
+    WithCurvatureState,
+    with_curvature,
+)
 from optim.solvers.bicgstab import bicgstab
 from optim.solvers.cg import cg
 from optim.solvers.dense import dense_solve
@@ -155,7 +285,10 @@ from optim.subspace.greedy import (
     random_blocks,
     scale_by_greedy_block_descent,
 )
-from optim.trees import path_labels, path_string
+from optim.trees import (
+    path_labels,
+    path_string,
+)
 
 __all__ = [
     "AgvmState",
@@ -166,6 +299,7 @@ __all__ = [
     "DAdaptAdamState",
     "DAdaptSGDState",
     "Eigenpairs",
+    "GradientMoments",
     "GradientNoiseState",
     "HeavyBall",
     "LanczosFactorization",
@@ -180,6 +314,7 @@ __all__ = [
     "RankOne",
     "RegularizedNewtonState",
     "RowNorm",
+    "ScaleByAdagradNormState",
     "ScaleByAdahessianState",
     "ScaleByAdamMiniState",
     "ScaleByAdemamixState",
@@ -212,6 +347,7 @@ __all__ = [
     "TransportedParamsState",
     "WithCurvatureState",
     "WithPreviousParamsState",
+    "adagrad_norm",
     "adahessian",
     "adam_mini",
     "adam_mini_blocks",
@@ -221,11 +357,13 @@ __all__ = [
     "adopt",
     "agvm",
     "apply_updates",
+    "augmented_inner_product_test",
     "bicgstab",
     "cautious",
     "cg",
     "combine_checkpoints",
     "cooldown_schedule",
+    "coordinate_wise_test",
     "cosmos",
     "cyclic_blocks",
     "cyclic_cosine_schedule",
@@ -247,6 +385,7 @@ __all__ = [
     "gauss_southwell_lipschitz",
     "gauss_southwell_quadratic",
     "gmres",
+    "gradient_moments",
     "gradient_noise",
     "greedy_block_descent",
     "hard_batches",
@@ -256,6 +395,7 @@ __all__ = [
     "hutchinson",
     "implicit_gradient_transport",
     "inject_hyperparams",
+    "inner_product_test",
     "inverse_sqrt_schedule",
     "jacobi_preconditioner",
     "kaczmarz_sketch",
@@ -274,10 +414,13 @@ __all__ = [
     "loss_temperature_schedule",
     "loss_weights",
     "mars",
+    "merge_moments",
     "mfac",
     "minres",
     "muon",
     "neumann",
+    "next_batch_size",
+    "norm_test",
     "normal_cg",
     "normalized_gradient",
     "nystrom_preconditioner",
@@ -292,6 +435,7 @@ __all__ = [
     "prodigy",
     "random_blocks",
     "regularized_newton",
+    "scale_by_adagrad_norm",
     "scale_by_adahessian",
     "scale_by_adam_mini",
     "scale_by_ademamix",
