@@ -6,6 +6,16 @@ from optim.control.agvm import (
     AgvmState,
     agvm,
 )
+from optim.control.autolrs import (
+    AutoLRS,
+    AutoLRSDecision,
+    AutoLRSState,
+    autolrs,
+)
+from optim.control.forecast import (
+    ExponentialForecast,
+    exponential_forecast,
+)
 from optim.control.hyperparams import inject_hyperparams
 from optim.control.nonfinite import keep_if_finite
 from optim.curvature.diagonal import (
@@ -245,6 +255,9 @@ from optim.trees import (
 
 __all__ = [
     "AgvmState",
+    "AutoLRS",
+    "AutoLRSDecision",
+    "AutoLRSState",
     "AutoNorm",
     "BiasRMSNorm",
     "BlockProblem",
@@ -252,6 +265,7 @@ __all__ = [
     "DAdaptAdamState",
     "DAdaptSGDState",
     "Eigenpairs",
+    "ExponentialForecast",
     "GradientNoiseState",
     "HeavyBall",
     "LanczosFactorization",
@@ -304,6 +318,7 @@ __all__ = [
     "adopt",
     "agvm",
     "apply_updates",
+    "autolrs",
     "bicgstab",
     "cautious",
     "cg",
@@ -318,6 +333,7 @@ __all__ = [
     "entropic_mirror_map",
     "euclidean_mirror_map",
     "evaluation_params",
+    "exponential_forecast",
     "fisher_operator",
     "gauss_newton_bartlett",
     "gauss_newton_operator",

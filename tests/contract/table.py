@@ -438,6 +438,7 @@ OTHER_FUNCTIONS = frozenset(
     {
         "adam_mini_blocks",
         "apply_updates",
+        "autolrs",
         "bicgstab",
         "cg",
         "cyclic_blocks",
@@ -448,6 +449,7 @@ OTHER_FUNCTIONS = frozenset(
         "entropic_mirror_map",
         "euclidean_mirror_map",
         "evaluation_params",
+        "exponential_forecast",
         "fisher_operator",
         "gauss_newton_bartlett",
         "gauss_newton_operator",
