@@ -25,9 +25,11 @@ of the others to the process and is never chosen; theirs tells 10^6, and looking
 is a type error. (4) A stage whose own losses are not finite is rolled back, and the next-best rate
 takes its place. (5) The run has an end, `total_steps`: the last stage reaches it, and takes what
 would be left for a stage shorter than the first; theirs has none. (6) After the first stage of full
-length, theirs forecasts the validation loss, measured 16 times a probe, and takes the last loss for
-a forecast where one exceeds the loss that the whole run began with. Which losses to observe is the
-caller's choice here, and forecasts stay.
+length, theirs forecasts the validation loss, measured 16 times a probe; which losses to observe is
+the caller's choice here. There, from then on, a probe with a loss above the one that the run began
+with has its last loss for a forecast; here that is the rule in all stages, for losses above twice
+that one, since those of single batches are noisy, with the mean of the last tenth of the losses. A
+fit of a loss that has jumped by orders of magnitude says nothing of where it ends.
 
 *Cost.* On the host: a solve with a probes x probes matrix and a forecast for each probe. On the
 device: one copy of parameters and optimizer state.
@@ -57,6 +59,7 @@ class AutoLRSState(NamedTuple):
     stage: int  # stages finished
     trained: int  # steps of those
     searched: int  # steps that were rolled back
+    initial: float  # the first loss of the run; nan before
     rates: np.ndarray  # (probes,), float64, tried in this stage in their order; nan from there on
     forecasts: np.ndarray  # (probes,), float64, of those rates; inf where losses were not finite
 
@@ -134,7 +137,7 @@ def autolrs(
 
     def init(key: jax.Array) -> AutoLRSState:
         seed = np.asarray(jax.random.key_data(trees.named_key(key, "autolrs")))
-        return AutoLRSState(seed, 0, 0, 0, np.full(probes, np.nan), np.full(probes, np.nan))
+        return AutoLRSState(seed, 0, 0, 0, np.nan, np.full(probes, np.nan), np.full(probes, np.nan))
 
     def length(state: AutoLRSState) -> int:
         """tau of this stage."""
@@ -177,14 +180,9 @@ def _observe(state: AutoLRSState, losses: np.ndarray, tau: int) -> AutoLRSState:
         return state
     if told < tried:
         steps = tau // len(state.rates)
-        if finite and len(losses) < 3:
-            raise ValueError(
-                f"autolrs: losses has {len(losses)} values; accepted: at least 3 of a probe."
-            )
-        scale = len(losses) / steps
-        state.forecasts[told] = (
-            exponential_forecast(losses, tau * scale).value if finite else np.inf
-        )
+        if np.isnan(state.initial):
+            state = state._replace(initial=float(losses[0]))
+        state.forecasts[told] = _forecast(losses, tau / steps, state.initial) if finite else np.inf
         return state._replace(searched=state.searched + steps)
     if not finite:
         state.forecasts[np.argmin(state.forecasts)] = np.inf
@@ -193,6 +191,17 @@ def _observe(state: AutoLRSState, losses: np.ndarray, tau: int) -> AutoLRSState:
     return state._replace(
         stage=state.stage + 1, trained=state.trained + tau, rates=nothing, forecasts=nothing.copy()
     )
+
+
+def _forecast(losses: np.ndarray, lengths: float, initial: float) -> float:
+    """The loss so many times the probe's own length from its first step."""
+    if len(losses) < 3:
+        raise ValueError(
+            f"autolrs: losses has {len(losses)} values; accepted: at least 3 of a probe."
+        )
+    if losses.max() > initial + abs(initial):
+        return float(losses[-max(len(losses) // 10, 1) :].mean())
+    return exponential_forecast(losses, lengths * len(losses)).value
 
 
 def _best(state: AutoLRSState) -> float:

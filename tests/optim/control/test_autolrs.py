@@ -113,7 +113,7 @@ def test_the_best_rate_is_found(kappa):
 
 def test_losses_may_be_observed_every_few_steps():
     """At rates whose decays are not slower than the fit's slowest, so that it is exact."""
-    controller = optim.autolrs(1e-2, 1.0, total_steps=1000)
+    controller = optim.autolrs(0.03, 1.0, total_steps=1000)
     every = drive(controller, jax.random.key(0), lambda d: curve(d.rate, d.steps))
     some = drive(controller, jax.random.key(0), lambda d: curve(d.rate, d.steps)[::5])
     for (state, decision), (other, same) in zip(every, some, strict=True):
@@ -135,6 +135,24 @@ def test_probes_that_diverge_are_not_chosen():
         rates, forecasts = trail[-2][0].rates, trail[-2][0].forecasts
         assert np.isinf(forecasts[rates > 0.02]).all() and (rates > 0.02).any()
         assert trail[-2][1].rate == rates[rates <= 0.02].max()
+
+
+def test_a_probe_that_jumps_is_not_extended():
+    """A fit of its fall would go far below all others; it stays where it is."""
+
+    def run(decision):
+        losses = curve(decision.rate, decision.steps)
+        if decision.rate > 0.1:
+            losses[2:] += 5e3 * np.exp(-np.arange(len(losses) - 2) / 40) + 2.0
+        return losses
+
+    controller = optim.autolrs(1e-4, 1.0, total_steps=1000)
+    trail = drive(controller, jax.random.key(0), run)
+    rates, forecasts = trail[-2][0].rates, trail[-2][0].forecasts
+    jumped = rates > 0.1
+    assert jumped.any() and 0.01 < trail[-2][1].rate < 0.1
+    ends = [run(optim.AutoLRSDecision(r, 100, False, False, True))[-10:] for r in rates[jumped]]
+    np.testing.assert_allclose(forecasts[jumped], np.mean(ends, axis=1))
 
 
 def test_a_stage_that_diverges_is_rolled_back():
