@@ -24,6 +24,12 @@ from optim.control.agvm import (
     AgvmState,
     agvm,
 )
+from optim.control.autolrs import (
+    AutoLRS,
+    AutoLRSDecision,
+    AutoLRSState,
+    autolrs,
+)
 from optim.control.batch_size import (
     GradientMoments,
     augmented_inner_product_test,
@@ -33,6 +39,10 @@ from optim.control.batch_size import (
     merge_moments,
     next_batch_size,
     norm_test,
+)
+from optim.control.forecast import (
+    ExponentialForecast,
+    exponential_forecast,
 )
 from optim.control.hard_batches import hard_batches
 from optim.control.hyperparams import inject_hyperparams
@@ -292,6 +302,9 @@ from optim.trees import (
 
 __all__ = [
     "AgvmState",
+    "AutoLRS",
+    "AutoLRSDecision",
+    "AutoLRSState",
     "AutoNorm",
     "BiasRMSNorm",
     "BlockProblem",
@@ -299,6 +312,7 @@ __all__ = [
     "DAdaptAdamState",
     "DAdaptSGDState",
     "Eigenpairs",
+    "ExponentialForecast",
     "GradientMoments",
     "GradientNoiseState",
     "HeavyBall",
@@ -358,6 +372,7 @@ __all__ = [
     "agvm",
     "apply_updates",
     "augmented_inner_product_test",
+    "autolrs",
     "bicgstab",
     "cautious",
     "cg",
@@ -377,6 +392,7 @@ __all__ = [
     "entropic_mirror_map",
     "euclidean_mirror_map",
     "evaluation_params",
+    "exponential_forecast",
     "fisher_operator",
     "gauss_newton_bartlett",
     "gauss_newton_operator",

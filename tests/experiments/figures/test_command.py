@@ -24,6 +24,7 @@ def test_targets_are_found_by_what_they_define():
 SLOW = (
     "adahessian_toys",
     "adasketch_newton",
+    "autolrs",
     "block_coordinate_rules",
     "budgets",
     "cbo_benchmarks",
