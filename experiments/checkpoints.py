@@ -1,9 +1,9 @@
 """Checkpoints that are whole or not used: orbax, with what it does not check.
 
-A checkpoint holds the training state and, as JSON, the counters (steps, samples), the path, shape
-and dtype of every leaf, and a fingerprint of every leaf's bits. It is restored against a target: a
-field that differs stops the load, since orbax would cast its dtype silently. Damage that the
-storage layer does not notice shows in the fingerprint.
+A checkpoint holds the training state and, as JSON, the counters (steps, samples, the next batch's
+size), the path, shape and dtype of every leaf, and a fingerprint of every leaf's bits. It is
+restored against a target: a field that differs stops the load, since orbax would cast its dtype
+silently. Damage that the storage layer does not notice shows in the fingerprint.
 """
 
 import contextlib
@@ -28,10 +28,11 @@ from experiments.config import UserError
 
 @dataclasses.dataclass
 class Counters:
-    """How far a run has come; the batches follow from `samples` alone."""
+    """How far a run has come; the next batch is `batch_size` samples from `samples` on."""
 
     step: int = 0
     samples: int = 0
+    batch_size: int = 0
 
 
 class Checkpoints:
@@ -130,7 +131,7 @@ class Checkpoints:
         for path, value in fingerprints(state).items():
             if value != found["fingerprints"][path]:
                 raise _Damaged(f"the bits of {path} have changed")
-        return state, Counters(found["step"], found["samples"])
+        return state, Counters(found["step"], found["samples"], found.get("batch_size", 0))
 
     def close(self) -> None:
         self.manager.wait_until_finished()

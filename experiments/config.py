@@ -85,6 +85,22 @@ class Emphasis:
 
 
 @dataclasses.dataclass
+class BatchGrowth:
+    """A batch that doubles for as long as a test of its gradient asks for more samples.
+
+    It starts at `config.batch_size` and grows by micro-batches of its starting ones' size, between
+    which the test sees how much gradients differ. With it `steps * batch_size` is a number of
+    samples, where the run ends, and the learning rate, which does not grow with the batch, follows
+    the samples too: `schedule(samples // batch_size)`. All other counts stay counts of steps.
+    """
+
+    max_batch_size: int  # a batch of more than half of it is not tested
+    name: str = "norm_test"  # or [augmented_]inner_product_test, coordinate_wise_test, of optim
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)  # eta; theta, nu; eta, share
+    every: int = 1  # steps
+
+
+@dataclasses.dataclass
 class Mesh:
     """How devices are named. Samples are split over `data` and `fsdp`, parameters over `fsdp`
     (the largest axis that divides) and, where a pattern of `tensor_axes` says which axis, `tensor`.
@@ -105,6 +121,7 @@ class Config:
     batch_size: int  # samples a step, over all devices
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     accumulation: int = 1  # micro-batches a step
+    batch_growth: BatchGrowth | None = None  # from batch_size on, by more micro-batches
     emphasis: Emphasis | None = None  # weights of samples by their losses; None: all alike
     seed: int = 0
     on_nonfinite: str = "stop"  # "stop", or "skip": leave such steps out
@@ -135,6 +152,8 @@ def validate(config: Config) -> None:
             f"config.batch_size = {config.batch_size} cannot be cut into "
             f"config.accumulation = {config.accumulation} equal micro-batches."
         )
+    if config.batch_growth is not None:
+        _validate_growth(config, config.batch_growth)
     optimizer = config.optimizer
     if not 0 <= optimizer.ema_decay < 1:
         raise UserError(
@@ -154,18 +173,37 @@ def validate(config: Config) -> None:
             ) from error
 
 
+def _validate_growth(config: Config, growth: BatchGrowth) -> None:
+    _positive("batch_growth.every", growth.every)
+    if growth.max_batch_size < config.batch_size:
+        raise UserError(
+            f"config.batch_growth.max_batch_size is {growth.max_batch_size}; it must be at least "
+            f"config.batch_size = {config.batch_size}."
+        )
+    if config.accumulation < 2:
+        raise UserError(
+            f"config.accumulation is {config.accumulation}; with config.batch_growth it must be at "
+            "least 2, since the test compares micro-batches."
+        )
+
+
 def _positive(name: str, value: int) -> None:
     if value < 1:
         raise UserError(f"config.{name} is {value}; it must be at least 1.")
 
 
 def as_json(config: Any) -> Any:
-    """The config as plain JSON values; a nested dataclass names its class."""
+    """The config as plain JSON values; a nested dataclass names its class.
+
+    So does a dict that JSON could not tell from one, or whose keys are not strings.
+    """
     if dataclasses.is_dataclass(config):
         fields = {f.name: as_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
         return {"class": type(config).__name__, **fields}
     if isinstance(config, dict):
-        return {key: as_json(value) for key, value in config.items()}
+        if all(isinstance(key, str) and key != "class" for key in config):
+            return {key: as_json(value) for key, value in config.items()}
+        return {"class": "dict", "items": [as_json(item) for item in config.items()]}
     if isinstance(config, (list, tuple)):
         return [as_json(value) for value in config]
     if config is None or isinstance(config, (bool, int, float, str)):

@@ -1,4 +1,4 @@
-"""The figures of one run, drawn from its metrics.jsonl."""
+"""The figures of one run and of its branches, drawn from their metrics.jsonl."""
 
 import pathlib
 from typing import Any
@@ -15,6 +15,7 @@ CURVES = {
     "loss": "loss",
     "learning_rate": "learning rate",
     "gradient_norm": "gradient norm (before clipping)",
+    "batch_size": "batch size",
 }
 
 
@@ -48,3 +49,33 @@ def _draw(
         figure.savefig(path)
         plt.close(figure)
     return path
+
+
+def draw_branches(workdir: pathlib.Path) -> pathlib.Path:
+    """Write figures/branches.png: the run and what is in branches/, loss above, rate below."""
+    path = workdir / "figures" / "branches.png"
+    path.parent.mkdir(exist_ok=True)
+    names = (path.parent for path in workdir.glob("branches/*/metrics.jsonl"))
+    runs = [(f"branch {name.name}", lines) for name in names if (lines := read_metrics(name))]
+    runs.sort(key=lambda run: (run[1][-1]["step"], run[0]))
+    with plt.style.context(STYLE):
+        figure, (above, below) = plt.subplots(
+            2, sharex=True, figsize=(5.0, 4.4), gridspec_kw={"height_ratios": (2, 1)}
+        )
+        for place, (label, lines) in enumerate([("run", read_metrics(workdir)), *runs]):
+            style: dict[str, Any] = {"color": f"C{place}"}
+            above.plot(*_points(lines, "loss"), alpha=0.6, linewidth=0.8, **style)
+            above.plot(*_points(lines, "validation_loss"), "o", label=label, **style)
+            below.plot(*_points(lines, "learning_rate"), **style)
+        above.set_ylabel("loss (dots: validation)")
+        above.legend()
+        below.set_xlabel("step")
+        below.set_ylabel("learning rate")
+        figure.savefig(path)
+        plt.close(figure)
+    return path
+
+
+def _points(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    found = [line for line in lines if name in line]
+    return [line["step"] for line in found], [line[name] for line in found]

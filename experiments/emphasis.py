@@ -21,8 +21,8 @@ def build_emphasis(emphasis: Emphasis, config: Config, task: Task) -> Callable[[
 
     Raises:
       UserError: an argument is out of range, the task has no losses of single samples, a
-        micro-batch has one sample, or the optimizer takes curvature, which would be that of the
-        mean without weights.
+        micro-batch has one sample, the optimizer takes curvature, which would be that of the mean
+        without weights, or the batch grows, by a test of the gradient without weights.
     """
     losses = task.losses
     if losses is None:
@@ -36,11 +36,14 @@ def build_emphasis(emphasis: Emphasis, config: Config, task: Task) -> Callable[[
             f"config.emphasis: a micro-batch has {samples} sample (config.batch_size over "
             "config.accumulation); accepted: 2 or more."
         )
-    if config.optimizer.curvature:
-        raise UserError(
-            "config.emphasis: config.optimizer.curvature is of the loss without weights; accepted: "
-            "None."
-        )
+    for name, other in (
+        ("optimizer.curvature", config.optimizer.curvature),
+        ("batch_growth", config.batch_growth),
+    ):
+        if other:
+            raise UserError(
+                f"config.emphasis: config.{name} is of the loss without weights; accepted: None."
+            )
     try:
         temperature = optim.loss_temperature_schedule(
             emphasis.temperature,

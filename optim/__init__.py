@@ -24,6 +24,26 @@ from optim.control.agvm import (
     AgvmState,
     agvm,
 )
+from optim.control.autolrs import (
+    AutoLRS,
+    AutoLRSDecision,
+    AutoLRSState,
+    autolrs,
+)
+from optim.control.batch_size import (
+    GradientMoments,
+    augmented_inner_product_test,
+    coordinate_wise_test,
+    gradient_moments,
+    inner_product_test,
+    merge_moments,
+    next_batch_size,
+    norm_test,
+)
+from optim.control.forecast import (
+    ExponentialForecast,
+    exponential_forecast,
+)
 from optim.control.hard_batches import hard_batches
 from optim.control.hyperparams import inject_hyperparams
 from optim.control.nonfinite import keep_if_finite
@@ -58,6 +78,11 @@ from optim.curvature.spectrum import (
     spectral_quadrature,
     spectral_sum,
     top_eigenpairs,
+)
+from optim.elementwise.adagrad_norm import (
+    ScaleByAdagradNormState,
+    adagrad_norm,
+    scale_by_adagrad_norm,
 )
 from optim.elementwise.adam_mini import (
     ScaleByAdamMiniState,
@@ -191,7 +216,16 @@ from optim.schedules.ademamix import (
     ademamix_alpha_schedule,
     ademamix_b3_schedule,
 )
+from optim.schedules.budgets import (
+    cyclic_cosine_schedule,
+    wsd_s_schedule,
+)
+from optim.schedules.cooldown import cooldown_schedule
 from optim.schedules.linear import linear_decay_schedule
+from optim.schedules.power import (
+    inverse_sqrt_schedule,
+    power_schedule,
+)
 from optim.schedules.update_probability import update_probability_schedule
 from optim.schedules.wsd import wsd_schedule
 from optim.second_order.adahessian import (
@@ -268,6 +302,9 @@ from optim.trees import (
 
 __all__ = [
     "AgvmState",
+    "AutoLRS",
+    "AutoLRSDecision",
+    "AutoLRSState",
     "AutoNorm",
     "BiasRMSNorm",
     "BlockProblem",
@@ -275,6 +312,8 @@ __all__ = [
     "DAdaptAdamState",
     "DAdaptSGDState",
     "Eigenpairs",
+    "ExponentialForecast",
+    "GradientMoments",
     "GradientNoiseState",
     "HeavyBall",
     "LanczosFactorization",
@@ -289,6 +328,7 @@ __all__ = [
     "RankOne",
     "RegularizedNewtonState",
     "RowNorm",
+    "ScaleByAdagradNormState",
     "ScaleByAdahessianState",
     "ScaleByAdamMiniState",
     "ScaleByAdemamixState",
@@ -321,6 +361,7 @@ __all__ = [
     "TransportedParamsState",
     "WithCurvatureState",
     "WithPreviousParamsState",
+    "adagrad_norm",
     "adahessian",
     "adam_mini",
     "adam_mini_blocks",
@@ -330,12 +371,17 @@ __all__ = [
     "adopt",
     "agvm",
     "apply_updates",
+    "augmented_inner_product_test",
+    "autolrs",
     "bicgstab",
     "cautious",
     "cg",
     "combine_checkpoints",
+    "cooldown_schedule",
+    "coordinate_wise_test",
     "cosmos",
     "cyclic_blocks",
+    "cyclic_cosine_schedule",
     "dadapt_adam",
     "dadapt_sgd",
     "dense_solve",
@@ -346,6 +392,7 @@ __all__ = [
     "entropic_mirror_map",
     "euclidean_mirror_map",
     "evaluation_params",
+    "exponential_forecast",
     "fisher_operator",
     "gauss_newton_bartlett",
     "gauss_newton_operator",
@@ -354,6 +401,7 @@ __all__ = [
     "gauss_southwell_lipschitz",
     "gauss_southwell_quadratic",
     "gmres",
+    "gradient_moments",
     "gradient_noise",
     "greedy_block_descent",
     "hard_batches",
@@ -363,6 +411,8 @@ __all__ = [
     "hutchinson",
     "implicit_gradient_transport",
     "inject_hyperparams",
+    "inner_product_test",
+    "inverse_sqrt_schedule",
     "jacobi_preconditioner",
     "kaczmarz_sketch",
     "keep_if_finite",
@@ -380,10 +430,13 @@ __all__ = [
     "loss_temperature_schedule",
     "loss_weights",
     "mars",
+    "merge_moments",
     "mfac",
     "minres",
     "muon",
     "neumann",
+    "next_batch_size",
+    "norm_test",
     "normal_cg",
     "normalized_gradient",
     "nystrom_preconditioner",
@@ -393,10 +446,12 @@ __all__ = [
     "params_tail_average",
     "path_labels",
     "path_string",
+    "power_schedule",
     "power_weights",
     "prodigy",
     "random_blocks",
     "regularized_newton",
+    "scale_by_adagrad_norm",
     "scale_by_adahessian",
     "scale_by_adam_mini",
     "scale_by_ademamix",
@@ -445,5 +500,6 @@ __all__ = [
     "with_curvature",
     "with_gradient_change",
     "with_previous_gradient",
+    "wsd_s_schedule",
     "wsd_schedule",
 ]

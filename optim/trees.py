@@ -80,12 +80,17 @@ def all_finite(tree: Any) -> jax.Array:
     return ~any_element(lambda leaf: ~jnp.isfinite(leaf), tree)
 
 
-def norm(tree: Any) -> jax.Array:
-    """The Euclidean norm of all leaves together, in their common `accumulator_dtype`."""
+def squared_norm(tree: Any) -> jax.Array:
+    """The sum of the squares of all leaves together, in their common `accumulator_dtype`."""
     leaves = jax.tree.leaves(tree)
     dtype = accumulator_dtype(*leaves)
     squares = (jnp.sum(jnp.square(as_dtype(leaf, dtype))) for leaf in leaves)
-    return jnp.sqrt(sum(squares, start=jnp.zeros((), dtype)))
+    return sum(squares, start=jnp.zeros((), dtype))
+
+
+def norm(tree: Any) -> jax.Array:
+    """The Euclidean norm of all leaves together, in their common `accumulator_dtype`."""
+    return jnp.sqrt(squared_norm(tree))
 
 
 def map_leaves(

@@ -10,7 +10,15 @@ import optax
 import pytest
 
 import optim
-from experiments.config import Config, Curvature, Emphasis, Optimizer, Schedule, UserError
+from experiments.config import (
+    BatchGrowth,
+    Config,
+    Curvature,
+    Emphasis,
+    Optimizer,
+    Schedule,
+    UserError,
+)
 from experiments.mesh import make_mesh
 from experiments.records import read_metrics
 from experiments.tasks.logistic import LogisticRegression
@@ -34,7 +42,7 @@ def stepped(step: int, **changes: Any):
     """Parameters and metrics after a step that is the one of that number."""
     tx = optax.sgd(0.5)
     state = TrainState(jnp.int32(step), PARAMS, tx.init(PARAMS), jax.random.key(0))
-    after, metrics = jax.jit(make_train_step(TASK, tx, config(**changes)))(state, BATCH)
+    after, metrics = jax.jit(make_train_step(TASK, lambda _: tx, config(**changes)))(state, BATCH)
     return after.params, metrics
 
 
@@ -106,6 +114,10 @@ def test_a_run_records_the_mean_without_weights(tmp_path):
         (
             {"optimizer": dataclasses.replace(SGD, name="sophia", curvature=Curvature())},
             "config.optimizer.curvature is of the loss without weights; accepted: None",
+        ),
+        (
+            {"batch_growth": BatchGrowth(16), "accumulation": 2},
+            "config.batch_growth is of the loss without weights; accepted: None",
         ),
     ],
 )

@@ -69,6 +69,23 @@ def test_what_the_config_says_about_a_schedule_stands():
     assert float(schedule(10)) == 0.0
 
 
+def test_a_position_sets_the_rate_of_all_optimizers_that_are_in_it():
+    """Also of the auxiliary one, and whatever their own counts are."""
+    schedule = Schedule("optax.linear_schedule", {"end_value": 0.0})
+    auxiliary = Optimizer("lion", 0.5, schedule)
+    config = Optimizer("muon", 0.5, schedule, {"auxiliary": auxiliary})
+
+    @jax.jit
+    def update(position: jax.Array) -> tuple[dict, dict]:
+        tx, _ = build_optimizer(config, 10, PARAMS, position)
+        first, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+        return first, tx.update(GRADS, state, PARAMS)[0]
+
+    start, late = update(0), update(8)  # the rate falls from 0.5 to 0.1
+    assert_close(jax.tree.map(lambda u: 0.2 * u, start), late)
+    assert float(jnp.abs(late[1]["a"]["bias"]).max()) > 0
+
+
 @pytest.mark.parametrize("name", ["lion", "optax.adamw", "optax.contrib.muon"])
 def test_an_optimizer_is_found_by_name(name):
     moved = run(Optimizer(name, 0.1, CONSTANT))

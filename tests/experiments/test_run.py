@@ -67,7 +67,7 @@ def test_a_workdir_that_cannot_be_written_is_refused(capsys, tmp_path):
 
 
 def test_an_unknown_command_is_refused(capsys):
-    assert "'trian' is no command; accepted: run, list" in fail_with_usage(capsys, "trian")
+    assert "'trian' is no command; accepted: run, branch, list" in fail_with_usage(capsys, "trian")
 
 
 def fail_with_usage(capsys: pytest.CaptureFixture, *argv: str) -> str:

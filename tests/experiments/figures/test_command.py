@@ -24,7 +24,9 @@ def test_targets_are_found_by_what_they_define():
 SLOW = (
     "adahessian_toys",
     "adasketch_newton",
+    "autolrs",
     "block_coordinate_rules",
+    "budgets",
     "cbo_benchmarks",
     "dataset_distillation",
     "decoder_optimizers",
