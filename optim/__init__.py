@@ -6,6 +6,10 @@ from optim.control.agvm import (
     AgvmState,
     agvm,
 )
+from optim.control.gradient_norms import (
+    RecordGradientNormsState,
+    record_gradient_norms,
+)
 from optim.control.hyperparams import inject_hyperparams
 from optim.control.nonfinite import keep_if_finite
 from optim.curvature.diagonal import (
@@ -168,6 +172,8 @@ from optim.schedules.ademamix import (
     ademamix_alpha_schedule,
     ademamix_b3_schedule,
 )
+from optim.schedules.array import array_schedule
+from optim.schedules.batch_scaling import scale_with_batch_size
 from optim.schedules.budgets import (
     cyclic_cosine_schedule,
     wsd_s_schedule,
@@ -177,6 +183,11 @@ from optim.schedules.linear import linear_decay_schedule
 from optim.schedules.power import (
     inverse_sqrt_schedule,
     power_schedule,
+)
+from optim.schedules.refined import refine_schedule
+from optim.schedules.step_law import (
+    StepLaw,
+    step_law,
 )
 from optim.schedules.update_probability import update_probability_schedule
 from optim.schedules.wsd import wsd_schedule
@@ -270,6 +281,7 @@ __all__ = [
     "OutputLoss",
     "ProdigyState",
     "RankOne",
+    "RecordGradientNormsState",
     "RegularizedNewtonState",
     "RowNorm",
     "ScaleByAdahessianState",
@@ -301,6 +313,7 @@ __all__ = [
     "SpectralConvNorm",
     "SpectralNorm",
     "SpectralQuadrature",
+    "StepLaw",
     "TransportedParamsState",
     "WithCurvatureState",
     "WithPreviousParamsState",
@@ -313,6 +326,7 @@ __all__ = [
     "adopt",
     "agvm",
     "apply_updates",
+    "array_schedule",
     "bicgstab",
     "cautious",
     "cg",
@@ -373,6 +387,8 @@ __all__ = [
     "power_schedule",
     "prodigy",
     "random_blocks",
+    "record_gradient_norms",
+    "refine_schedule",
     "regularized_newton",
     "scale_by_adahessian",
     "scale_by_adam_mini",
@@ -394,6 +410,7 @@ __all__ = [
     "scale_by_shampoo",
     "scale_by_soap",
     "scale_by_sophia",
+    "scale_with_batch_size",
     "schedule_free",
     "schedule_free_adamw",
     "schedule_free_radam",
@@ -414,6 +431,7 @@ __all__ = [
     "spectral_quadrature",
     "spectral_sum",
     "squared_error",
+    "step_law",
     "stochastic_round",
     "top_eigenpairs",
     "transported_params",

@@ -10,7 +10,7 @@ import optax
 import optim
 from optim.matrices import with_auxiliary
 
-from .harness import KERNEL, Row
+from .harness import KERNEL, STEPS, Row
 
 
 def _clipped_adamw(rate: Any) -> optax.GradientTransformation:
@@ -181,6 +181,14 @@ ROWS: tuple[Row, ...] = (
         "params_ema",
         lambda rate: optax.chain(optim.lion(rate, weight_decay=0.1), optim.params_ema(0.9)),
         state_bytes=8,
+    ),
+    Row(
+        "record_gradient_norms",
+        # As many as the first steps: what is not reached is NaN by design.
+        lambda rate: optax.chain(
+            optim.record_gradient_norms(STEPS), optim.lion(rate, weight_decay=0.1)
+        ),
+        state_bytes=4,
     ),
     Row(
         "dadapt_adam",
@@ -473,6 +481,7 @@ OTHER_FUNCTIONS = frozenset(
         "path_labels",
         "path_string",
         "random_blocks",
+        "scale_with_batch_size",
         "scion_init",
         "shifted_by",
         "shifted_dense",
@@ -485,6 +494,7 @@ OTHER_FUNCTIONS = frozenset(
         "spectral_quadrature",
         "spectral_sum",
         "squared_error",
+        "step_law",
         "stochastic_round",
         "top_eigenpairs",
     }
