@@ -77,15 +77,18 @@ def main(argv: list[str]) -> int:
 
 def branched(config: Config, values: argparse.Namespace) -> Config:
     """The config of a branch: more steps or fewer, and the schedule."""
+    if config.optimizer.record_norms:
+        raise UserError(
+            "branch: the run records gradient norms, of which it holds as many as it has steps; "
+            "accepted: a run without config.optimizer.record_norms."
+        )
     peak = peak_of(config.optimizer)
 
     def decay(optimizer: Optimizer) -> Schedule:
-        own = peak_of(optimizer)
         kwargs = {
-            "peak_value": own,
             "decay_steps": values.decay,
             "decay_shape": values.shape,
-            "end_value": values.end_value * (own / peak),
+            "end_value": values.end_value * (peak_of(optimizer) / peak),
         }
         return Schedule("wsd_schedule", kwargs)
 

@@ -36,6 +36,7 @@ def fail(capsys: pytest.CaptureFixture, *argv: str) -> str:
         (["--config.accumulation=3"], ["config.batch_size = 8", "config.accumulation = 3"]),
         (["--config.mesh.data=4"], ["wants 4 devices; this machine has 1"]),
         (["--config.on_nonfinite=ignore"], ["'ignore'", "'stop', 'skip'"]),
+        (["--config.optimizer.record_norms=l3"], ["is 'l3'; accepted: '', 'l1', 'l2'"]),
         (["--config.optimizer.name=lyon"], ["'lyon' names no function of optim"]),
         (["--config.optimizer.frozen=('[',)"], ["'[' is not a regular expression"]),
         (["--config.task.text=/nowhere"], ["config.task", "/nowhere"]),
@@ -67,7 +68,9 @@ def test_a_workdir_that_cannot_be_written_is_refused(capsys, tmp_path):
 
 
 def test_an_unknown_command_is_refused(capsys):
-    assert "'trian' is no command; accepted: run, branch, list" in fail_with_usage(capsys, "trian")
+    assert "'trian' is no command; accepted: run, branch, refine, list" in fail_with_usage(
+        capsys, "trian"
+    )
 
 
 def fail_with_usage(capsys: pytest.CaptureFixture, *argv: str) -> str:
