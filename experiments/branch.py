@@ -10,7 +10,7 @@ same command continues it, and it can be branched from. The samples go on where 
   --stable=STEPS     steps at the peak before it (default: none). Given, STEP may be one where the
                      run is not at its peak: the branch goes back to it at once, which continues a
                      run that has decayed, as WSD-S does
-  --shape=SHAPE      linear (default), cosine, 1-sqrt, exponential or harmonic
+  --shape=SHAPE      of the decay, as wsd_schedule has them: linear (default), 1-sqrt, harmonic, ...
   --end_value=RATE   where the decay ends (default 0); of an optimizer inside another with a peak of
                      its own, in proportion
   --workdir=DIR      default: WORKDIR/branches/STEP+STABLE+DECAY, or STEP+DECAY
@@ -81,6 +81,11 @@ def branched(config: Config, values: argparse.Namespace) -> Config:
         raise UserError(
             "branch: the run records gradient norms, of which it holds as many as it has steps; "
             "accepted: a run without config.optimizer.record_norms."
+        )
+    if config.batch_growth:
+        raise UserError(
+            "branch: the run's batch grows, and its rate follows samples and not steps; accepted: "
+            "a run without config.batch_growth."
         )
     peak = peak_of(config.optimizer)
 

@@ -104,6 +104,11 @@ def read_norms(workdir: pathlib.Path, config: Config) -> np.ndarray:
             f"refine: {workdir} has recorded no gradient norms; a run with "
             f"--config.optimizer.record_norms=l1 (for Adam) or l2 (for SGD) does."
         )
+    if config.batch_growth:
+        raise UserError(
+            "refine: the run's batch grows, and its rate follows samples and not steps; accepted: "
+            "a run without config.batch_growth."
+        )
     quiet()
     mesh = make_mesh(Mesh())
     with contextlib.ExitStack() as stack:

@@ -12,7 +12,8 @@ from matplotlib.image import imread
 
 from experiments.__main__ import main
 from experiments.branch import branched, check_peak, copy_whole, parse, steps_of
-from experiments.config import Config, Optimizer, Schedule, UserError
+from experiments.checkpoints import Counters
+from experiments.config import BatchGrowth, Config, Optimizer, Schedule, UserError
 from experiments.records import Records, read_metrics
 from experiments.tasks.bigram import BigramChain
 from experiments.train import Outcome, train
@@ -130,10 +131,10 @@ def test_an_interrupted_branch_goes_on_bit_for_bit(workdir, single, monkeypatch)
         copy(source, target, *rest, **options)
         raise Interrupted
 
-    def stopped(self: Records, step: int, *rest) -> None:
-        if step == 11:
+    def stopped(self: Records, counters: Counters, *rest) -> None:
+        if counters.step == 11:
             raise Interrupted
-        record(self, step, *rest)
+        record(self, counters, *rest)
 
     copy, record = shutil.copytree, Records.step
     monkeypatch.setattr(shutil, "copytree", cut)
@@ -208,6 +209,12 @@ def test_a_run_that_records_norms_is_not_branched():
     optimizer = dataclasses.replace(CONFIG.optimizer, record_norms="l2")
     config = dataclasses.replace(CONFIG, optimizer=optimizer)
     with pytest.raises(UserError, match="records gradient norms, of which it holds as many as"):
+        branched(config, parse(["--from=.", "--at=8", "--decay=2"]))
+
+
+def test_a_run_whose_batch_grows_is_not_branched():
+    config = dataclasses.replace(CONFIG, batch_growth=BatchGrowth(max_batch_size=8))
+    with pytest.raises(UserError, match=r"^branch: the run's batch grows, .*steps; accepted: a"):
         branched(config, parse(["--from=.", "--at=8", "--decay=2"]))
 
 

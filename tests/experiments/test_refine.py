@@ -13,7 +13,7 @@ from matplotlib.image import imread
 import optim
 from experiments.__main__ import main
 from experiments.arrays import read_array
-from experiments.config import Config, Optimizer, Schedule, StoredArray, UserError
+from experiments.config import BatchGrowth, Config, Optimizer, Schedule, StoredArray, UserError
 from experiments.mesh import make_mesh
 from experiments.optimizers import build_schedule
 from experiments.records import Records
@@ -119,6 +119,12 @@ def test_a_run_without_norms_is_refused(tmp_path, capsys):
     error = fail(capsys, "refine", str(tmp_path))
     assert "recorded no gradient norms" in error and "record_norms=l1 (for Adam)" in error
     assert "holds no run" in fail(capsys, "refine", str(tmp_path / "none"))
+
+
+def test_a_run_whose_batch_grows_is_refused(tmp_path):
+    config = dataclasses.replace(RECORDING, batch_growth=BatchGrowth(max_batch_size=8))
+    with pytest.raises(UserError, match=r"^refine: the run's batch grows, .*steps; accepted: a"):
+        read_norms(tmp_path, config)
 
 
 @pytest.mark.parametrize("bad", [0.0, np.inf])
