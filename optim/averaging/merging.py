@@ -75,7 +75,7 @@ def ema_weights(count: int, decay: ArrayLike) -> jax.Array:
     return powers / powers.sum()
 
 
-def power_weights(metrics: ArrayLike, power: ArrayLike) -> jax.Array:
+def power_weights(metrics: ArrayLike | Sequence[float], power: ArrayLike) -> jax.Array:
     """Weights in the proportion of a power of a metric of each checkpoint.
 
     Args:
@@ -102,7 +102,9 @@ def power_weights(metrics: ArrayLike, power: ArrayLike) -> jax.Array:
     return jax.nn.softmax(power * jnp.log(values))
 
 
-def combine_checkpoints(checkpoints: Sequence[Any] | Any, weights: ArrayLike) -> optax.Params:
+def combine_checkpoints(
+    checkpoints: Sequence[Any] | Any, weights: ArrayLike | Sequence[float]
+) -> optax.Params:
     """The checkpoints' sum by weights.
 
     Args:

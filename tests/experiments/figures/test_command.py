@@ -41,6 +41,7 @@ SLOW = (
     "pde_layer_experts",
     "perceptron",
     "qzo",
+    "sample_emphasis",
     "soft_sphere_sensitivity",
     "sparse_mezo",
     "svm_runtime",
