@@ -56,19 +56,21 @@ def main(argv: list[str]) -> int:
     values = parse(argv)
     origin = values.origin.absolute()
     config = read_config(origin)
-    checkpoint = find_checkpoint(origin, values.at)
-    if values.stable is None:
-        check_peak(config.optimizer, config.steps, values.at)
-    config = branched(config, values)
     lengths = [values.at, *([] if values.stable is None else [values.stable]), values.decay]
     default = origin / "branches" / "+".join(map(str, lengths))
     workdir = (values.workdir or default).absolute()
+    if not steps_of(workdir):
+        find_checkpoint(origin, values.at)  # before anything is written
+    if values.stable is None:
+        check_peak(config.optimizer, config.steps, values.at)
+    config = branched(config, values)
     source = {"workdir": str(origin), "step": values.at}
     records = Records(workdir, config, origin=source)
     with contextlib.closing(records):
         records.claim(config)
         if not steps_of(workdir):
-            copy_whole(checkpoint, workdir / "checkpoints" / checkpoint.name)
+            copy = workdir / "checkpoints" / str(values.at)
+            copy_whole(find_checkpoint(origin, values.at), copy)
         status = execute(config, workdir, records, ["branch", *argv])
     if status == 0:
         records.say(f"branches    {curves.draw_branches(origin)}")

@@ -131,6 +131,16 @@ def test_a_workdir_of_another_config_is_left_alone(finished, tmp_path, capsys):
     assert contents(workdir) == before
 
 
+def test_a_run_from_before_a_field_existed_goes_on(finished, tmp_path):
+    workdir = copy(finished, tmp_path)
+    record = json.loads((workdir / "config.json").read_text())
+    assert record["config"]["optimizer"].pop("record_norms") == ""
+    (workdir / "config.json").write_text(json.dumps(record))
+    assert main(["run", f"--config={TINY}", f"--workdir={workdir}"]) == 0
+    again = json.loads((workdir / "config.json").read_text())
+    assert again["config"]["optimizer"]["record_norms"] == "" and not again["earlier_configs"]
+
+
 def test_allowed_changes_are_remembered(finished, tmp_path, capsys):
     workdir = copy(finished, tmp_path)
     argv = [
