@@ -23,8 +23,10 @@ def test_targets_are_found_by_what_they_define():
 # They compile many programs, some in processes of their own.
 SLOW = (
     "adahessian_toys",
+    "adaptive_batch",
     "adasketch_newton",
     "autolrs",
+    "batch_hessian",
     "block_coordinate_rules",
     "budgets",
     "cbo_benchmarks",
