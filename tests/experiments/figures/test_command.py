@@ -47,6 +47,7 @@ SLOW = (
     "soft_sphere_sensitivity",
     "sparse_mezo",
     "svm_runtime",
+    "tuning_free",
     "zeroth_order_memory",
     "zeroth_order_precision",
     "zo_bench",
