@@ -38,6 +38,7 @@ SLOW = (
     "newton_schulz_spectra",
     "pde_layer_experts",
     "qzo",
+    "refined_schedules",
     "soft_sphere_sensitivity",
     "sparse_mezo",
     "svm_runtime",
