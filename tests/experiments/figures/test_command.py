@@ -24,6 +24,7 @@ def test_targets_are_found_by_what_they_define():
 SLOW = (
     "adahessian_toys",
     "adasketch_newton",
+    "bigram_wsd",
     "block_coordinate_rules",
     "cbo_benchmarks",
     "dataset_distillation",
