@@ -28,7 +28,7 @@ from optim.schedules.steps import steps_of
 
 
 def array_schedule(
-    values: ArrayLike, *, peak_value: float = 1.0, total_steps: int | None = None
+    values: ArrayLike, *, peak_value: ArrayLike = 1.0, total_steps: int | None = None
 ) -> optax.Schedule:
     """The values in turn, multiplied by `peak_value`.
 
@@ -63,7 +63,7 @@ def array_schedule(
         table = _stretched(table, total)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        return peak_value * table[jnp.clip(jnp.asarray(count, int), 0, total - 1)]
+        return jnp.multiply(peak_value, table[jnp.clip(jnp.asarray(count, int), 0, total - 1)])
 
     return schedule
 
