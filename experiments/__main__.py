@@ -6,6 +6,7 @@ import sys
 COMMANDS = {
     "run": ("experiments.run", "train a config, or go on with a run"),
     "branch": ("experiments.branch", "decay from a checkpoint of a run: one run, many budgets"),
+    "refine": ("experiments.refine", "from a run's gradient norms, the schedule of the next"),
     "merge": ("experiments.merge", "average checkpoints of a run, and evaluate the averages"),
     "list": ("experiments.listing", "every config with its description and expected minutes"),
     "bench": ("experiments.benchmarks.command", "measure against a named peer or a physical limit"),

@@ -10,7 +10,7 @@ same command continues it, and it can be branched from. The samples go on where 
   --stable=STEPS     steps at the peak before it (default: none). Given, STEP may be one where the
                      run is not at its peak: the branch goes back to it at once, which continues a
                      run that has decayed, as WSD-S does
-  --shape=SHAPE      linear (default), cosine, 1-sqrt, exponential or harmonic
+  --shape=SHAPE      of the decay, as wsd_schedule has them: linear (default), 1-sqrt, harmonic, ...
   --end_value=RATE   where the decay ends (default 0); of an optimizer inside another with a peak of
                      its own, in proportion
   --workdir=DIR      default: WORKDIR/branches/STEP+STABLE+DECAY, or STEP+DECAY
@@ -56,19 +56,21 @@ def main(argv: list[str]) -> int:
     values = parse(argv)
     origin = values.origin.absolute()
     config = read_config(origin)
-    checkpoint = find_checkpoint(origin, values.at)
-    if values.stable is None:
-        check_peak(config.optimizer, config.steps, values.at)
-    config = branched(config, values)
     lengths = [values.at, *([] if values.stable is None else [values.stable]), values.decay]
     default = origin / "branches" / "+".join(map(str, lengths))
     workdir = (values.workdir or default).absolute()
+    if not steps_of(workdir):
+        find_checkpoint(origin, values.at)  # before anything is written
+    if values.stable is None:
+        check_peak(config.optimizer, config.steps, values.at)
+    config = branched(config, values)
     source = {"workdir": str(origin), "step": values.at}
     records = Records(workdir, config, origin=source)
     with contextlib.closing(records):
         records.claim(config)
         if not steps_of(workdir):
-            copy_whole(checkpoint, workdir / "checkpoints" / checkpoint.name)
+            copy = workdir / "checkpoints" / str(values.at)
+            copy_whole(find_checkpoint(origin, values.at), copy)
         status = execute(config, workdir, records, ["branch", *argv])
     if status == 0:
         records.say(f"branches    {curves.draw_branches(origin)}")
@@ -77,15 +79,23 @@ def main(argv: list[str]) -> int:
 
 def branched(config: Config, values: argparse.Namespace) -> Config:
     """The config of a branch: more steps or fewer, and the schedule."""
+    if config.optimizer.record_norms:
+        raise UserError(
+            "branch: the run records gradient norms, of which it holds as many as it has steps; "
+            "accepted: a run without config.optimizer.record_norms."
+        )
+    if config.batch_growth:
+        raise UserError(
+            "branch: the run's batch grows, and its rate follows samples and not steps; accepted: "
+            "a run without config.batch_growth."
+        )
     peak = peak_of(config.optimizer)
 
     def decay(optimizer: Optimizer) -> Schedule:
-        own = peak_of(optimizer)
         kwargs = {
-            "peak_value": own,
             "decay_steps": values.decay,
             "decay_shape": values.shape,
-            "end_value": values.end_value * (own / peak),
+            "end_value": values.end_value * (peak_of(optimizer) / peak),
         }
         return Schedule("wsd_schedule", kwargs)
 

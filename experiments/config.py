@@ -35,6 +35,15 @@ class Schedule:
 
 
 @dataclasses.dataclass
+class StoredArray:
+    """An argument of a schedule that is read from a .npz file, which must not have changed."""
+
+    path: str
+    name: str  # of the array in the file
+    sha256: str  # as experiments.arrays.fingerprint has it
+
+
+@dataclasses.dataclass
 class Curvature:
     """An estimate of the curvature's diagonal for an optimizer that takes one, as `sophia` does.
 
@@ -68,6 +77,7 @@ class Optimizer:
     frozen: tuple[str, ...] = ()  # patterns of the parameters that do not move and have no state
     curvature: Curvature | None = None  # what sophia and adahessian take; of the outermost alone
     ema_decay: float = 0.0  # of the averaged parameters that are evaluated; 0 evaluates the last
+    record_norms: str = ""  # "l1" or "l2": keep that norm of every step's gradient, before clipping
 
 
 @dataclasses.dataclass
@@ -162,6 +172,11 @@ def validate(config: Config) -> None:
     if optimizer.clip_norm < 0:
         raise UserError(
             f"config.optimizer.clip_norm is {optimizer.clip_norm}; it cannot be negative."
+        )
+    if optimizer.record_norms not in ("", "l1", "l2"):
+        raise UserError(
+            f"config.optimizer.record_norms is {optimizer.record_norms!r}; accepted: '', 'l1', "
+            "'l2'."
         )
     multipliers = optimizer.learning_rate_multipliers + optimizer.weight_decay_multipliers
     for pattern in (*optimizer.frozen, *(p for p, _ in (*multipliers, *config.mesh.tensor_axes))):

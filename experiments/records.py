@@ -219,6 +219,8 @@ def _check_same_run(workdir: pathlib.Path, config: Config, allow_changes: bool) 
         ) from error
     here = as_json(config)
     difference = first_difference(_flat(there), _flat(here))
+    if difference is not None:
+        difference = first_difference(_flat(_completed(there)), _flat(here))
     if difference is None:
         return earlier
     if not allow_changes:
@@ -227,6 +229,16 @@ def _check_same_run(workdir: pathlib.Path, config: Config, allow_changes: bool) 
             f"workdir, or pass --allow_changes to go on from its checkpoint with this config."
         )
     return [*earlier, there]
+
+
+def _completed(config: Any) -> Any:
+    """A stored config with the fields that have come to its classes since, by their defaults."""
+    from experiments.stored import from_json  # imports every task
+
+    try:
+        return as_json(from_json(config))
+    except ValueError:
+        return config
 
 
 def _flat(config: Any) -> dict[str, Any]:

@@ -44,6 +44,10 @@ from optim.control.forecast import (
     ExponentialForecast,
     exponential_forecast,
 )
+from optim.control.gradient_norms import (
+    RecordGradientNormsState,
+    record_gradient_norms,
+)
 from optim.control.hard_batches import hard_batches
 from optim.control.hyperparams import inject_hyperparams
 from optim.control.nonfinite import keep_if_finite
@@ -216,6 +220,8 @@ from optim.schedules.ademamix import (
     ademamix_alpha_schedule,
     ademamix_b3_schedule,
 )
+from optim.schedules.array import array_schedule
+from optim.schedules.batch_scaling import scale_with_batch_size
 from optim.schedules.budgets import (
     cyclic_cosine_schedule,
     wsd_s_schedule,
@@ -225,6 +231,11 @@ from optim.schedules.linear import linear_decay_schedule
 from optim.schedules.power import (
     inverse_sqrt_schedule,
     power_schedule,
+)
+from optim.schedules.refined import refine_schedule
+from optim.schedules.step_law import (
+    StepLaw,
+    step_law,
 )
 from optim.schedules.update_probability import update_probability_schedule
 from optim.schedules.wsd import wsd_schedule
@@ -326,6 +337,7 @@ __all__ = [
     "ParamsLawaState",
     "ProdigyState",
     "RankOne",
+    "RecordGradientNormsState",
     "RegularizedNewtonState",
     "RowNorm",
     "ScaleByAdagradNormState",
@@ -358,6 +370,7 @@ __all__ = [
     "SpectralConvNorm",
     "SpectralNorm",
     "SpectralQuadrature",
+    "StepLaw",
     "TransportedParamsState",
     "WithCurvatureState",
     "WithPreviousParamsState",
@@ -371,6 +384,7 @@ __all__ = [
     "adopt",
     "agvm",
     "apply_updates",
+    "array_schedule",
     "augmented_inner_product_test",
     "autolrs",
     "bicgstab",
@@ -450,6 +464,8 @@ __all__ = [
     "power_weights",
     "prodigy",
     "random_blocks",
+    "record_gradient_norms",
+    "refine_schedule",
     "regularized_newton",
     "scale_by_adagrad_norm",
     "scale_by_adahessian",
@@ -472,6 +488,7 @@ __all__ = [
     "scale_by_shampoo",
     "scale_by_soap",
     "scale_by_sophia",
+    "scale_with_batch_size",
     "schedule_free",
     "schedule_free_adamw",
     "schedule_free_radam",
@@ -492,6 +509,7 @@ __all__ = [
     "spectral_quadrature",
     "spectral_sum",
     "squared_error",
+    "step_law",
     "stochastic_round",
     "top_eigenpairs",
     "transported_params",

@@ -1,10 +1,10 @@
 """One run for three budgets: WSD, WSD-S and a cyclic cosine beside a cosine for each budget.
 
 The model of configs/language/quickstart.py is trained to budgets of T, 2T and 4T steps, T = 80,
-from three seeds, on one core a run; it is validated on 128 sequences instead of 512. All strategies have the same peak, which nothing was tuned
-for, the same warm-up of T / 10 steps and end every decay at a tenth of the peak; decays of WSD and
-WSD-S are harmonic and a tenth of the budget. The strategies, and the steps that they have made in
-all when they have the model of each budget::
+from three seeds, on one core a run, and validated on 128 sequences instead of 512. All strategies
+have the same peak, which was tuned for none of them, and the same warm-up of T / 10 steps, and end
+every decay at a tenth of the peak; decays of WSD and WSD-S are harmonic and a tenth of the budget.
+The strategies, and the steps that they have made in all when they have the model of each budget::
 
     oracle        a run with a cosine for each budget             T, 3T, 7T
     wsd           branches of one run, of T, 2T, 4T steps each    T, 2.1T, 4.3T

@@ -10,7 +10,7 @@ import optax
 import optim
 from optim.matrices import with_auxiliary
 
-from .harness import KERNEL, Row
+from .harness import KERNEL, STEPS, Row
 
 
 def _clipped_adamw(rate: Any) -> optax.GradientTransformation:
@@ -191,6 +191,14 @@ ROWS: tuple[Row, ...] = (
         "params_lawa",
         lambda rate: optax.chain(optim.lion(rate, weight_decay=0.1), optim.params_lawa(3, 2)),
         state_bytes=4 + 4 * 3,
+    ),
+    Row(
+        "record_gradient_norms",
+        # As many as the first steps: what is not reached is NaN by design.
+        lambda rate: optax.chain(
+            optim.record_gradient_norms(STEPS), optim.lion(rate, weight_decay=0.1)
+        ),
+        state_bytes=4,
     ),
     Row(
         "dadapt_adam",
@@ -474,8 +482,8 @@ OTHER_FUNCTIONS = frozenset(
         "gauss_southwell_lipschitz",
         "gauss_southwell_quadratic",
         "gmres",
-        "hard_batches",
         "gradient_moments",
+        "hard_batches",
         "heavy_ball_from_spectrum",
         "hessian_operator",
         "hutchinson",
@@ -501,6 +509,7 @@ OTHER_FUNCTIONS = frozenset(
         "path_string",
         "power_weights",
         "random_blocks",
+        "scale_with_batch_size",
         "scion_init",
         "shifted_by",
         "shifted_dense",
@@ -513,6 +522,7 @@ OTHER_FUNCTIONS = frozenset(
         "spectral_quadrature",
         "spectral_sum",
         "squared_error",
+        "step_law",
         "stochastic_round",
         "top_eigenpairs",
     }

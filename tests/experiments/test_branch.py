@@ -12,7 +12,8 @@ from matplotlib.image import imread
 
 from experiments.__main__ import main
 from experiments.branch import branched, check_peak, copy_whole, parse, steps_of
-from experiments.config import Config, Optimizer, Schedule, UserError
+from experiments.checkpoints import Counters
+from experiments.config import BatchGrowth, Config, Optimizer, Schedule, UserError
 from experiments.records import Records, read_metrics
 from experiments.tasks.bigram import BigramChain
 from experiments.train import Outcome, train
@@ -100,10 +101,22 @@ def test_a_branch_is_the_single_run_of_its_length_bit_for_bit(workdir, single, c
     error = fail(capsys, *argv, "--shape=1-sqrt")
     assert "decay_shape is linear there and 1-sqrt here; choose another workdir" in error
 
-    argv = ["branch", f"--from={branch}", "--at=11", "--stable=2", "--decay=2"]
-    assert main(argv) == 0  # a run that has decayed goes on at the peak
-    rates = [rate for _, rate in curve(branch / "branches" / "11+2+2").values()]
-    np.testing.assert_allclose(rates, [0.1, 0.1, 0.1, 0.05], rtol=1e-6)
+
+def test_going_on_at_the_peak_from_decayed_branches_is_wsd_s(workdir, tmp_path):
+    schedule = Schedule(
+        "wsd_s_schedule",
+        {"budgets": (11, 16), "warmup_steps": 4, "decay_steps": 3, "end_value": 0.01},
+    )
+    optimizer = dataclasses.replace(CONFIG.optimizer, schedule=schedule)
+    run(dataclasses.replace(CONFIG, optimizer=optimizer), tmp_path / "single")
+    decay = ["--decay=3", "--end_value=0.01"]
+    assert main(["branch", f"--from={workdir}", "--at=8", *decay]) == 0
+    first = workdir / "branches" / "8+3"
+    assert main(["branch", f"--from={first}", "--at=11", "--stable=2", *decay]) == 0
+    second = first / "branches" / "11+2+3"
+    assert bits(second, 16) == bits(tmp_path / "single", 16)
+    rates = [rate for _, rate in curve(second).values()]
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.1, 0.07, 0.04], rtol=1e-6)
 
 
 class Interrupted(Exception):
@@ -118,10 +131,10 @@ def test_an_interrupted_branch_goes_on_bit_for_bit(workdir, single, monkeypatch)
         copy(source, target, *rest, **options)
         raise Interrupted
 
-    def stopped(self: Records, step: int, *rest) -> None:
-        if step == 11:
+    def stopped(self: Records, counters: Counters, *rest) -> None:
+        if counters.step == 11:
             raise Interrupted
-        record(self, step, *rest)
+        record(self, counters, *rest)
 
     copy, record = shutil.copytree, Records.step
     monkeypatch.setattr(shutil, "copytree", cut)
@@ -134,6 +147,7 @@ def test_an_interrupted_branch_goes_on_bit_for_bit(workdir, single, monkeypatch)
         main(argv)
     assert steps_of(branch) == [8, 10] and not (branch / "8.partial").exists()
     monkeypatch.undo()
+    shutil.rmtree(workdir / "checkpoints")  # the run may go on and drop what was branched from
     assert main(argv) == 0
     assert bits(branch, 11) == bits(single, 11)
     assert curve(branch) == {step: curve(single)[step] for step in (9, 10, 11)}
@@ -186,10 +200,23 @@ def test_an_optimizer_inside_another_decays_in_proportion():
     argv = ["--from=.", "--at=8", "--decay=2", "--stable=1", "--end_value=0.01"]
     config = branched(dataclasses.replace(CONFIG, optimizer=optimizer), parse(argv))
     assert config.steps == 11 and config.optimizer.kwargs["b1"] == 0.9
-    ends = {"peak_value": 0.1, "decay_steps": 2, "decay_shape": "linear", "end_value": 0.01}
+    ends = {"decay_steps": 2, "decay_shape": "linear", "end_value": 0.01}
     assert config.optimizer.schedule == Schedule("wsd_schedule", ends)
-    inner = config.optimizer.kwargs["auxiliary"].schedule.kwargs
-    assert inner == {**ends, "peak_value": 0.2, "end_value": 0.02}
+    inner = config.optimizer.kwargs["auxiliary"].schedule
+    assert inner == Schedule("wsd_schedule", {**ends, "end_value": 0.02})
+
+
+def test_a_run_that_records_norms_is_not_branched():
+    optimizer = dataclasses.replace(CONFIG.optimizer, record_norms="l2")
+    config = dataclasses.replace(CONFIG, optimizer=optimizer)
+    with pytest.raises(UserError, match="records gradient norms, of which it holds as many as"):
+        branched(config, parse(["--from=.", "--at=8", "--decay=2"]))
+
+
+def test_a_run_whose_batch_grows_is_not_branched():
+    config = dataclasses.replace(CONFIG, batch_growth=BatchGrowth(max_batch_size=8))
+    with pytest.raises(UserError, match=r"^branch: the run's batch grows, .*steps; accepted: a"):
+        branched(config, parse(["--from=.", "--at=8", "--decay=2"]))
 
 
 def test_help_says_what_the_flags_are(capsys):

@@ -23,8 +23,11 @@ def test_targets_are_found_by_what_they_define():
 # They compile many programs, some in processes of their own.
 SLOW = (
     "adahessian_toys",
+    "adaptive_batch",
     "adasketch_newton",
     "autolrs",
+    "batch_hessian",
+    "bigram_wsd",
     "block_coordinate_rules",
     "budgets",
     "cbo_benchmarks",
@@ -42,9 +45,11 @@ SLOW = (
     "perceptron",
     "qzo",
     "sample_emphasis",
+    "refined_schedules",
     "soft_sphere_sensitivity",
     "sparse_mezo",
     "svm_runtime",
+    "tuning_free",
     "zeroth_order_memory",
     "zeroth_order_precision",
     "zo_bench",
