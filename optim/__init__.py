@@ -1,17 +1,60 @@
 """Optimizers for JAX that agree with their authors' code, as optax transformations."""
 
-from optim.averaging.ema import params_ema
 from optim.averaging.evaluation import evaluation_params
+from optim.averaging.lawa import (
+    ParamsLawaState,
+    params_lawa,
+)
+from optim.averaging.lcsc import (
+    LcscInfo,
+    lcsc,
+)
+from optim.averaging.merging import (
+    combine_checkpoints,
+    ema_weights,
+    latest_weights,
+    power_weights,
+)
+from optim.averaging.running import (
+    ParamsAverageState,
+    params_ema,
+    params_tail_average,
+)
 from optim.control.agvm import (
     AgvmState,
     agvm,
+)
+from optim.control.autolrs import (
+    AutoLRS,
+    AutoLRSDecision,
+    AutoLRSState,
+    autolrs,
+)
+from optim.control.batch_size import (
+    GradientMoments,
+    augmented_inner_product_test,
+    coordinate_wise_test,
+    gradient_moments,
+    inner_product_test,
+    merge_moments,
+    next_batch_size,
+    norm_test,
+)
+from optim.control.forecast import (
+    ExponentialForecast,
+    exponential_forecast,
 )
 from optim.control.gradient_norms import (
     RecordGradientNormsState,
     record_gradient_norms,
 )
+from optim.control.hard_batches import hard_batches
 from optim.control.hyperparams import inject_hyperparams
 from optim.control.nonfinite import keep_if_finite
+from optim.control.sample_weights import (
+    loss_temperature_schedule,
+    loss_weights,
+)
 from optim.curvature.diagonal import (
     empirical_fisher,
     gauss_newton_bartlett,
@@ -39,6 +82,11 @@ from optim.curvature.spectrum import (
     spectral_quadrature,
     spectral_sum,
     top_eigenpairs,
+)
+from optim.elementwise.adagrad_norm import (
+    ScaleByAdagradNormState,
+    adagrad_norm,
+    scale_by_adagrad_norm,
 )
 from optim.elementwise.adam_mini import (
     ScaleByAdamMiniState,
@@ -265,6 +313,9 @@ from optim.trees import (
 
 __all__ = [
     "AgvmState",
+    "AutoLRS",
+    "AutoLRSDecision",
+    "AutoLRSState",
     "AutoNorm",
     "BiasRMSNorm",
     "BlockProblem",
@@ -272,18 +323,24 @@ __all__ = [
     "DAdaptAdamState",
     "DAdaptSGDState",
     "Eigenpairs",
+    "ExponentialForecast",
+    "GradientMoments",
     "GradientNoiseState",
     "HeavyBall",
     "LanczosFactorization",
+    "LcscInfo",
     "Metric",
     "MirrorMap",
     "OptimisticState",
     "OutputLoss",
+    "ParamsAverageState",
+    "ParamsLawaState",
     "ProdigyState",
     "RankOne",
     "RecordGradientNormsState",
     "RegularizedNewtonState",
     "RowNorm",
+    "ScaleByAdagradNormState",
     "ScaleByAdahessianState",
     "ScaleByAdamMiniState",
     "ScaleByAdemamixState",
@@ -317,6 +374,7 @@ __all__ = [
     "TransportedParamsState",
     "WithCurvatureState",
     "WithPreviousParamsState",
+    "adagrad_norm",
     "adahessian",
     "adam_mini",
     "adam_mini_blocks",
@@ -327,10 +385,14 @@ __all__ = [
     "agvm",
     "apply_updates",
     "array_schedule",
+    "augmented_inner_product_test",
+    "autolrs",
     "bicgstab",
     "cautious",
     "cg",
+    "combine_checkpoints",
     "cooldown_schedule",
+    "coordinate_wise_test",
     "cosmos",
     "cyclic_blocks",
     "cyclic_cosine_schedule",
@@ -338,11 +400,13 @@ __all__ = [
     "dadapt_sgd",
     "dense_solve",
     "describe",
+    "ema_weights",
     "empirical_fisher",
     "empirical_fisher_operator",
     "entropic_mirror_map",
     "euclidean_mirror_map",
     "evaluation_params",
+    "exponential_forecast",
     "fisher_operator",
     "gauss_newton_bartlett",
     "gauss_newton_operator",
@@ -351,14 +415,17 @@ __all__ = [
     "gauss_southwell_lipschitz",
     "gauss_southwell_quadratic",
     "gmres",
+    "gradient_moments",
     "gradient_noise",
     "greedy_block_descent",
+    "hard_batches",
     "harpg",
     "heavy_ball_from_spectrum",
     "hessian_operator",
     "hutchinson",
     "implicit_gradient_transport",
     "inject_hyperparams",
+    "inner_product_test",
     "inverse_sqrt_schedule",
     "jacobi_preconditioner",
     "kaczmarz_sketch",
@@ -367,29 +434,40 @@ __all__ = [
     "lamb",
     "lanczos",
     "lars",
+    "latest_weights",
     "lbfgs_preconditioner",
+    "lcsc",
     "linear_decay_schedule",
     "linear_solve",
     "lion",
     "logistic_loss",
+    "loss_temperature_schedule",
+    "loss_weights",
     "mars",
+    "merge_moments",
     "mfac",
     "minres",
     "muon",
     "neumann",
+    "next_batch_size",
+    "norm_test",
     "normal_cg",
     "normalized_gradient",
     "nystrom_preconditioner",
     "optimistic",
     "params_ema",
+    "params_lawa",
+    "params_tail_average",
     "path_labels",
     "path_string",
     "power_schedule",
+    "power_weights",
     "prodigy",
     "random_blocks",
     "record_gradient_norms",
     "refine_schedule",
     "regularized_newton",
+    "scale_by_adagrad_norm",
     "scale_by_adahessian",
     "scale_by_adam_mini",
     "scale_by_ademamix",
