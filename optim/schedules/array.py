@@ -51,11 +51,13 @@ def array_schedule(
         raise ValueError(
             f"array_schedule: values has shape {table.shape}; accepted: (n,) with n from 1."
         )
-    if not isinstance(table, jax.core.Tracer) and not jnp.isfinite(table).all():
-        first = int(jnp.argmin(jnp.isfinite(table)))
-        raise ValueError(
-            f"array_schedule: values[{first}] is {table[first]}; accepted: finite numbers."
-        )
+    if not any(isinstance(value, jax.core.Tracer) for value in jax.tree.leaves(values)):
+        known = np.asarray(values, float)
+        bad = np.flatnonzero(~np.isfinite(known))
+        if bad.size:
+            raise ValueError(
+                f"array_schedule: values[{bad[0]}] is {known[bad[0]]}; accepted: finite numbers."
+            )
     table = table.astype(trees.accumulator_dtype(table))
     total = len(table) if total_steps is None else total_steps
     steps_of("array_schedule", "total_steps", total, total)

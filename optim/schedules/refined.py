@@ -132,8 +132,8 @@ def _checked(norms: ArrayLike) -> jax.Array:
         raise ValueError(
             f"refine_schedule: norms has shape {series.shape}; accepted: (T,) with T from 2."
         )
-    if not isinstance(series, jax.core.Tracer):
-        values = np.asarray(norms)
+    if not any(isinstance(value, jax.core.Tracer) for value in jax.tree.leaves(norms)):
+        values = np.asarray(norms, float)
         bad = np.flatnonzero(~((values > 0) & np.isfinite(values)))
         if bad.size:
             raise ValueError(

@@ -60,6 +60,15 @@ def test_a_refined_schedule_is_made_and_used_in_one_program():
     np.testing.assert_allclose(rates(jnp.ones(5)), [*np.linspace(1, 0, 9), 0], atol=1e-6)
 
 
+def test_a_known_table_is_checked_and_read_in_a_program_as_well():
+    for table in (VALUES, jnp.asarray(VALUES), VALUES.tolist()):
+        value = jax.jit(lambda t, table=table: optim.array_schedule(table)(t))(2)
+        assert value == np.float32(0.7)
+    with pytest.raises(ValueError, match=r"values\[1\] is nan; accepted"):
+        bad = jnp.array([1.0, jnp.nan])
+        jax.jit(lambda t: optim.array_schedule(bad)(t)).lower(0)
+
+
 @pytest.mark.parametrize(
     ("values", "total", "message"),
     [
