@@ -35,6 +35,15 @@ class Schedule:
 
 
 @dataclasses.dataclass
+class StoredArray:
+    """An argument of a schedule that is read from a .npz file, which must not have changed."""
+
+    path: str
+    name: str  # of the array in the file
+    sha256: str  # as experiments.arrays.fingerprint has it
+
+
+@dataclasses.dataclass
 class Curvature:
     """An estimate of the curvature's diagonal for an optimizer that takes one, as `sophia` does.
 
@@ -68,6 +77,21 @@ class Optimizer:
     frozen: tuple[str, ...] = ()  # patterns of the parameters that do not move and have no state
     curvature: Curvature | None = None  # what sophia and adahessian take; of the outermost alone
     ema_decay: float = 0.0  # of the averaged parameters that are evaluated; 0 evaluates the last
+    record_norms: str = ""  # "l1" or "l2": keep that norm of every step's gradient, before clipping
+
+
+@dataclasses.dataclass
+class Emphasis:
+    """Weights of samples by their losses, as `optim.loss_weights` gives them, within a micro-batch.
+
+    The paper weighs over the whole batch of a step, and its authors' code over each micro-batch, as
+    here: with `accumulation` the weights of each part sum to one.
+    """
+
+    scheme: str = "linupper"  # or "quadratic", "extremes"
+    temperature: float = 1.0  # after the warm-up
+    end_temperature: float = 0.0  # of the last step, reached linearly; 0 keeps the first
+    warmup: float = 0.05  # fraction of the steps, with uniform weights
 
 
 @dataclasses.dataclass
@@ -108,6 +132,7 @@ class Config:
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     accumulation: int = 1  # micro-batches a step
     batch_growth: BatchGrowth | None = None  # from batch_size on, by more micro-batches
+    emphasis: Emphasis | None = None  # weights of samples by their losses; None: all alike
     seed: int = 0
     on_nonfinite: str = "stop"  # "stop", or "skip": leave such steps out
     nonfinite_limit: int = 10  # skipped steps in a row after which a run stops all the same
@@ -148,6 +173,11 @@ def validate(config: Config) -> None:
         raise UserError(
             f"config.optimizer.clip_norm is {optimizer.clip_norm}; it cannot be negative."
         )
+    if optimizer.record_norms not in ("", "l1", "l2"):
+        raise UserError(
+            f"config.optimizer.record_norms is {optimizer.record_norms!r}; accepted: '', 'l1', "
+            "'l2'."
+        )
     multipliers = optimizer.learning_rate_multipliers + optimizer.weight_decay_multipliers
     for pattern in (*optimizer.frozen, *(p for p, _ in (*multipliers, *config.mesh.tensor_axes))):
         try:
@@ -178,12 +208,17 @@ def _positive(name: str, value: int) -> None:
 
 
 def as_json(config: Any) -> Any:
-    """The config as plain JSON values; a nested dataclass names its class."""
+    """The config as plain JSON values; a nested dataclass names its class.
+
+    So does a dict that JSON could not tell from one, or whose keys are not strings.
+    """
     if dataclasses.is_dataclass(config):
         fields = {f.name: as_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
         return {"class": type(config).__name__, **fields}
     if isinstance(config, dict):
-        return {key: as_json(value) for key, value in config.items()}
+        if all(isinstance(key, str) and key != "class" for key in config):
+            return {key: as_json(value) for key, value in config.items()}
+        return {"class": "dict", "items": [as_json(item) for item in config.items()]}
     if isinstance(config, (list, tuple)):
         return [as_json(value) for value in config]
     if config is None or isinstance(config, (bool, int, float, str)):

@@ -21,10 +21,24 @@ from experiments.environment import environment
 
 
 class Records:
-    """The records of one run; of several processes the first one alone writes and prints."""
+    """The records of one run; of several processes the first one alone writes and prints.
 
-    def __init__(self, workdir: pathlib.Path, config: Config, allow_changes: bool = False):
+    Args:
+        workdir: where they are kept, held by this process until `close`.
+        config: what is run; the run that is there already must have the same.
+        allow_changes: the run that is there may have another.
+        origin: of a branch, the run and the step that it goes on from.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        config: Config,
+        allow_changes: bool = False,
+        origin: Mapping[str, Any] | None = None,
+    ):
         self.workdir = workdir
+        self._origin = {} if origin is None else {"branched_from": dict(origin)}
         self.console = Console(quiet=jax.process_index() > 0, highlight=False)
         self.writes = jax.process_index() == 0
         _check_writable(workdir)
@@ -33,6 +47,12 @@ class Records:
         self._progress: Progress | None = None
         self._metrics: TextIO | None = None
         self._events: tensorboardX.SummaryWriter | None = None
+
+    def claim(self, config: Config) -> None:
+        """Write that the workdir is this run's, before there is a state to begin with."""
+        path = self.workdir / "config.json"
+        if not path.exists():
+            _write_config(path, config, self._earlier, self._origin)
 
     def say(self, sentence: str) -> None:
         """Print one line, above the progress bar where there is one."""
@@ -49,7 +69,14 @@ class Records:
             self.say(f"Resuming from the checkpoint at step {step} in {self.workdir}.")
         if not self.writes:
             return
-        _write_config(self.workdir / "config.json", config, facts, target, self._earlier)
+        state = json.dumps(fields(target), sort_keys=True)
+        about = {
+            "data": dict(facts["provenance"]),
+            "state_sha256": hashlib.sha256(state.encode()).hexdigest(),
+            "environment": environment(),
+        }
+        path = self.workdir / "config.json"
+        _write_config(path, config, self._earlier, {**self._origin, **about})
         path = self.workdir / "metrics.jsonl"
         _forget_after(path, step)
         self._metrics = path.open("a")
@@ -192,6 +219,8 @@ def _check_same_run(workdir: pathlib.Path, config: Config, allow_changes: bool) 
         ) from error
     here = as_json(config)
     difference = first_difference(_flat(there), _flat(here))
+    if difference is not None:
+        difference = first_difference(_flat(_completed(there)), _flat(here))
     if difference is None:
         return earlier
     if not allow_changes:
@@ -200,6 +229,16 @@ def _check_same_run(workdir: pathlib.Path, config: Config, allow_changes: bool) 
             f"workdir, or pass --allow_changes to go on from its checkpoint with this config."
         )
     return [*earlier, there]
+
+
+def _completed(config: Any) -> Any:
+    """A stored config with the fields that have come to its classes since, by their defaults."""
+    from experiments.stored import from_json  # imports every task
+
+    try:
+        return as_json(from_json(config))
+    except ValueError:
+        return config
 
 
 def _flat(config: Any) -> dict[str, Any]:
@@ -219,14 +258,7 @@ def _flat(config: Any) -> dict[str, Any]:
 
 
 def _write_config(
-    path: pathlib.Path, config: Config, facts: Mapping[str, Any], target: Any, earlier: list[Any]
+    path: pathlib.Path, config: Config, earlier: list[Any], about: Mapping[str, Any]
 ) -> None:
-    state = json.dumps(fields(target), sort_keys=True)
-    record = {
-        "config": as_json(config),
-        "data": dict(facts["provenance"]),
-        "state_sha256": hashlib.sha256(state.encode()).hexdigest(),
-        "environment": environment(),
-        "earlier_configs": earlier,
-    }
+    record = {"config": as_json(config), "earlier_configs": earlier, **about}
     _write_whole(path, json.dumps(record, indent=2) + "\n")

@@ -25,6 +25,7 @@ from experiments.batch_growth import (
 from experiments.checkpoints import Checkpoints, Counters
 from experiments.config import Config, UserError
 from experiments.curvature import build_curvature
+from experiments.emphasis import build_emphasis
 from experiments.mesh import check_batch, make_mesh, place_batch, state_sharding
 from experiments.micro_batches import mean_over_micro_batches
 from experiments.optimizers import build_optimizer, build_schedule
@@ -114,8 +115,9 @@ def make_train_step(
     """
     size = config.batch_size // config.accumulation
     loss_and_gradient = jax.value_and_grad(task.loss, has_aux=True)
-    gradient = mean_over_micro_batches(loss_and_gradient, size)
-    tested = with_test(loss_and_gradient, gradient, config) if config.batch_growth else None
+    alike = mean_over_micro_batches(loss_and_gradient, size)
+    tested = with_test(loss_and_gradient, alike, config) if config.batch_growth else None
+    weighted = build_emphasis(config.emphasis, config, task) if config.emphasis else None
     estimate = None
     if config.optimizer.curvature:
         estimator = build_curvature(config.optimizer.curvature, task)
@@ -125,6 +127,10 @@ def make_train_step(
         state: TrainState, batch: Any, position: jax.Array | None = None
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         loss_key, update_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        gradient = alike
+        if weighted:
+            loss_fn = jax.value_and_grad(weighted(state.step), has_aux=True)
+            gradient = mean_over_micro_batches(loss_fn, size)
         if tested:
             (loss, metrics), grads = tested(state.params, batch, loss_key, state.step)
         else:

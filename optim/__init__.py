@@ -1,10 +1,35 @@
 """Optimizers for JAX that agree with their authors' code, as optax transformations."""
 
-from optim.averaging.ema import params_ema
 from optim.averaging.evaluation import evaluation_params
+from optim.averaging.lawa import (
+    ParamsLawaState,
+    params_lawa,
+)
+from optim.averaging.lcsc import (
+    LcscInfo,
+    lcsc,
+)
+from optim.averaging.merging import (
+    combine_checkpoints,
+    ema_weights,
+    latest_weights,
+    power_weights,
+)
+from optim.averaging.running import (
+    ParamsEmaState,
+    ParamsTailAverageState,
+    params_ema,
+    params_tail_average,
+)
 from optim.control.agvm import (
     AgvmState,
     agvm,
+)
+from optim.control.autolrs import (
+    AutoLRS,
+    AutoLRSDecision,
+    AutoLRSState,
+    autolrs,
 )
 from optim.control.batch_size import (
     GradientMoments,
@@ -16,8 +41,21 @@ from optim.control.batch_size import (
     next_batch_size,
     norm_test,
 )
+from optim.control.forecast import (
+    ExponentialForecast,
+    exponential_forecast,
+)
+from optim.control.gradient_norms import (
+    RecordGradientNormsState,
+    record_gradient_norms,
+)
+from optim.control.hard_batches import hard_batches
 from optim.control.hyperparams import inject_hyperparams
 from optim.control.nonfinite import keep_if_finite
+from optim.control.sample_weights import (
+    loss_temperature_schedule,
+    loss_weights,
+)
 from optim.curvature.diagonal import (
     empirical_fisher,
     gauss_newton_bartlett,
@@ -183,7 +221,23 @@ from optim.schedules.ademamix import (
     ademamix_alpha_schedule,
     ademamix_b3_schedule,
 )
+from optim.schedules.array import array_schedule
+from optim.schedules.batch_scaling import scale_with_batch_size
+from optim.schedules.budgets import (
+    cyclic_cosine_schedule,
+    wsd_s_schedule,
+)
+from optim.schedules.cooldown import cooldown_schedule
 from optim.schedules.linear import linear_decay_schedule
+from optim.schedules.power import (
+    inverse_sqrt_schedule,
+    power_schedule,
+)
+from optim.schedules.refined import refine_schedule
+from optim.schedules.step_law import (
+    StepLaw,
+    step_law,
+)
 from optim.schedules.update_probability import update_probability_schedule
 from optim.schedules.wsd import wsd_schedule
 from optim.second_order.adahessian import (
@@ -260,6 +314,9 @@ from optim.trees import (
 
 __all__ = [
     "AgvmState",
+    "AutoLRS",
+    "AutoLRSDecision",
+    "AutoLRSState",
     "AutoNorm",
     "BiasRMSNorm",
     "BlockProblem",
@@ -267,16 +324,22 @@ __all__ = [
     "DAdaptAdamState",
     "DAdaptSGDState",
     "Eigenpairs",
+    "ExponentialForecast",
     "GradientMoments",
     "GradientNoiseState",
     "HeavyBall",
     "LanczosFactorization",
+    "LcscInfo",
     "Metric",
     "MirrorMap",
     "OptimisticState",
     "OutputLoss",
+    "ParamsEmaState",
+    "ParamsLawaState",
+    "ParamsTailAverageState",
     "ProdigyState",
     "RankOne",
+    "RecordGradientNormsState",
     "RegularizedNewtonState",
     "RowNorm",
     "ScaleByAdagradNormState",
@@ -309,6 +372,7 @@ __all__ = [
     "SpectralConvNorm",
     "SpectralNorm",
     "SpectralQuadrature",
+    "StepLaw",
     "TransportedParamsState",
     "WithCurvatureState",
     "WithPreviousParamsState",
@@ -322,22 +386,29 @@ __all__ = [
     "adopt",
     "agvm",
     "apply_updates",
+    "array_schedule",
     "augmented_inner_product_test",
+    "autolrs",
     "bicgstab",
     "cautious",
     "cg",
+    "combine_checkpoints",
+    "cooldown_schedule",
     "coordinate_wise_test",
     "cosmos",
     "cyclic_blocks",
+    "cyclic_cosine_schedule",
     "dadapt_adam",
     "dadapt_sgd",
     "dense_solve",
     "describe",
+    "ema_weights",
     "empirical_fisher",
     "empirical_fisher_operator",
     "entropic_mirror_map",
     "euclidean_mirror_map",
     "evaluation_params",
+    "exponential_forecast",
     "fisher_operator",
     "gauss_newton_bartlett",
     "gauss_newton_operator",
@@ -349,6 +420,7 @@ __all__ = [
     "gradient_moments",
     "gradient_noise",
     "greedy_block_descent",
+    "hard_batches",
     "harpg",
     "heavy_ball_from_spectrum",
     "hessian_operator",
@@ -356,6 +428,7 @@ __all__ = [
     "implicit_gradient_transport",
     "inject_hyperparams",
     "inner_product_test",
+    "inverse_sqrt_schedule",
     "jacobi_preconditioner",
     "kaczmarz_sketch",
     "keep_if_finite",
@@ -363,11 +436,15 @@ __all__ = [
     "lamb",
     "lanczos",
     "lars",
+    "latest_weights",
     "lbfgs_preconditioner",
+    "lcsc",
     "linear_decay_schedule",
     "linear_solve",
     "lion",
     "logistic_loss",
+    "loss_temperature_schedule",
+    "loss_weights",
     "mars",
     "merge_moments",
     "mfac",
@@ -381,10 +458,16 @@ __all__ = [
     "nystrom_preconditioner",
     "optimistic",
     "params_ema",
+    "params_lawa",
+    "params_tail_average",
     "path_labels",
     "path_string",
+    "power_schedule",
+    "power_weights",
     "prodigy",
     "random_blocks",
+    "record_gradient_norms",
+    "refine_schedule",
     "regularized_newton",
     "scale_by_adagrad_norm",
     "scale_by_adahessian",
@@ -407,6 +490,7 @@ __all__ = [
     "scale_by_shampoo",
     "scale_by_soap",
     "scale_by_sophia",
+    "scale_with_batch_size",
     "schedule_free",
     "schedule_free_adamw",
     "schedule_free_radam",
@@ -427,6 +511,7 @@ __all__ = [
     "spectral_quadrature",
     "spectral_sum",
     "squared_error",
+    "step_law",
     "stochastic_round",
     "top_eigenpairs",
     "transported_params",
@@ -435,5 +520,6 @@ __all__ = [
     "with_curvature",
     "with_gradient_change",
     "with_previous_gradient",
+    "wsd_s_schedule",
     "wsd_schedule",
 ]

@@ -48,6 +48,23 @@ def float_copy(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
+def moved_floats(method: str, params: Any, updates: Any) -> Any:
+    """The parameters as the updates leave them, unrounded; structure and dtypes of `float_copy`."""
+    if params is None:
+        raise ValueError(
+            f"{method}: params is None; call update(updates, state, params) with parameters."
+        )
+
+    def one(p: ArrayLike, u: ArrayLike | None) -> jax.Array | optax.MaskedNode:
+        if not jnp.issubdtype(jnp.result_type(p), jnp.inexact):
+            return optax.MaskedNode()
+        dtype = accumulator_dtype(p)
+        moved = jnp.asarray(p, dtype)
+        return moved if u is None else moved + as_dtype(u, dtype)
+
+    return jax.tree.map(one, params, updates)
+
+
 def any_element(faulty: Callable[..., Any], *trees: Any) -> jax.Array:
     """Whether `faulty` of any element of any leaf of floats, of trees that are alike."""
     found = [

@@ -10,7 +10,7 @@ import optax
 import optim
 from optim.matrices import with_auxiliary
 
-from .harness import KERNEL, Row
+from .harness import KERNEL, STEPS, Row
 
 
 def _clipped_adamw(rate: Any) -> optax.GradientTransformation:
@@ -181,6 +181,24 @@ ROWS: tuple[Row, ...] = (
         "params_ema",
         lambda rate: optax.chain(optim.lion(rate, weight_decay=0.1), optim.params_ema(0.9)),
         state_bytes=8,
+    ),
+    Row(
+        "params_tail_average",
+        lambda rate: optax.chain(optim.lion(rate, weight_decay=0.1), optim.params_tail_average(1)),
+        state_bytes=8,
+    ),
+    Row(
+        "params_lawa",
+        lambda rate: optax.chain(optim.lion(rate, weight_decay=0.1), optim.params_lawa(3, 2)),
+        state_bytes=4 + 4 * 3,
+    ),
+    Row(
+        "record_gradient_norms",
+        # As many as the first steps: what is not reached is NaN by design.
+        lambda rate: optax.chain(
+            optim.record_gradient_norms(STEPS), optim.lion(rate, weight_decay=0.1)
+        ),
+        state_bytes=4,
     ),
     Row(
         "dadapt_adam",
@@ -441,17 +459,21 @@ OTHER_FUNCTIONS = frozenset(
         "adam_mini_blocks",
         "apply_updates",
         "augmented_inner_product_test",
+        "autolrs",
         "bicgstab",
         "cg",
+        "combine_checkpoints",
         "coordinate_wise_test",
         "cyclic_blocks",
         "dense_solve",
         "describe",
+        "ema_weights",
         "empirical_fisher",
         "empirical_fisher_operator",
         "entropic_mirror_map",
         "euclidean_mirror_map",
         "evaluation_params",
+        "exponential_forecast",
         "fisher_operator",
         "gauss_newton_bartlett",
         "gauss_newton_operator",
@@ -461,6 +483,7 @@ OTHER_FUNCTIONS = frozenset(
         "gauss_southwell_quadratic",
         "gmres",
         "gradient_moments",
+        "hard_batches",
         "heavy_ball_from_spectrum",
         "hessian_operator",
         "hutchinson",
@@ -469,9 +492,12 @@ OTHER_FUNCTIONS = frozenset(
         "jacobi_preconditioner",
         "kaczmarz_sketch",
         "lanczos",
+        "latest_weights",
         "lbfgs_preconditioner",
+        "lcsc",
         "linear_solve",
         "logistic_loss",
+        "loss_weights",
         "merge_moments",
         "minres",
         "neumann",
@@ -481,7 +507,9 @@ OTHER_FUNCTIONS = frozenset(
         "nystrom_preconditioner",
         "path_labels",
         "path_string",
+        "power_weights",
         "random_blocks",
+        "scale_with_batch_size",
         "scion_init",
         "shifted_by",
         "shifted_dense",
@@ -494,6 +522,7 @@ OTHER_FUNCTIONS = frozenset(
         "spectral_quadrature",
         "spectral_sum",
         "squared_error",
+        "step_law",
         "stochastic_round",
         "top_eigenpairs",
     }

@@ -9,6 +9,8 @@ import pytest
 import optim
 from experiments.config import Optimizer, Schedule, UserError
 from experiments.optimizers import build_optimizer, build_schedule
+from experiments.run import parse
+from tests.experiments.test_run import TINY
 
 PARAMS = {
     "a": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)},
@@ -179,3 +181,49 @@ def test_the_average_is_what_is_evaluated():
     assert bool(
         jnp.all(jnp.abs(served["a"]["kernel"] - last["a"]["kernel"])[GRADS["a"]["kernel"] != 0] > 0)
     )
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            [
+                "--config.optimizer.schedule.name=wsd_s_schedule",
+                "--config.optimizer.schedule.kwargs={'budgets': (6, 12, 24), 'decay_steps': 2}",
+            ],
+            lambda: optim.wsd_s_schedule(3e-3, budgets=(6, 12, 24), decay_steps=2),
+        ),
+        (
+            [
+                "--config.optimizer.schedule.name=cyclic_cosine_schedule",
+                "--config.optimizer.schedule.kwargs={'budgets': [12, 24], 'end_value': 1e-4}",
+            ],
+            lambda: optim.cyclic_cosine_schedule(3e-3, budgets=(12, 24), end_value=1e-4),
+        ),
+        (
+            [
+                "--config.optimizer.schedule.name=array_schedule",
+                "--config.optimizer.schedule.kwargs={'values': (1.0, 0.5, 0.0)}",
+            ],
+            lambda: optim.array_schedule((1.0, 0.5, 0.0), peak_value=3e-3, total_steps=24),
+        ),
+    ],
+)
+def test_schedules_with_tuples_are_given_on_the_command_line(flags, expected):
+    config = parse([f"--config={TINY}", "--workdir=x", *flags])[0]
+    built = build_schedule(config.optimizer.schedule, config.optimizer.learning_rate, config.steps)
+    wanted = expected()
+    assert [float(built(t)) for t in range(25)] == [float(wanted(t)) for t in range(25)]
+
+
+def test_norms_are_recorded_before_clipping():
+    config = Optimizer("optax.sgd", 0.1, CONSTANT, clip_norm=0.1, record_norms="l2")
+    tx, _ = build_optimizer(config, 3, PARAMS)
+    _, state = jax.jit(tx.update)(GRADS, tx.init(PARAMS), PARAMS)
+    assert state[0].norms[0] == pytest.approx(float(optax.tree.norm(GRADS)))
+
+
+def test_an_optimizer_inside_another_records_no_norms():
+    inner = Optimizer("optax.sgd", 0.1, CONSTANT, record_norms="l2")
+    with pytest.raises(UserError, match="set that of the outermost optimizer, which sees all"):
+        build_optimizer(Optimizer("muon", 0.1, CONSTANT, {"auxiliary": inner}), 3, PARAMS)
