@@ -66,10 +66,10 @@ class Batch(NamedTuple):
     size: Any
 
 
-def draw(key: jax.Array, most: int, data: Any, size: Any) -> Batch:
-    """`size` samples without replacement, out of `most` that are carried."""
+def draw(key: jax.Array, most: int, data: Any) -> Any:
+    """`most` samples without replacement."""
     chosen = jax.random.permutation(key, len(data["label"]))[:most]
-    return Batch(jax.tree.map(lambda x: x[chosen], data), size)
+    return jax.tree.map(lambda x: x[chosen], data)
 
 
 def mean_loss(logits: Callable[[Any, Any], jax.Array], params: Any, batch: Batch) -> jax.Array:
@@ -138,12 +138,14 @@ def spectra(
     found = optim.top_eigenpairs(matvec, start, OUTLIERS, steps=2 * LANCZOS_STEPS)
     predicted = coefficients(loss, params, data, found.values, found.vectors)
 
-    def of_size(size: jax.Array) -> jax.Array:
-        def of_draw(key: jax.Array) -> jax.Array:
-            batch = draw(key, max(SIZES), data, size)
-            return distances(loss, params, start, vectors, batch)
+    keys = jax.random.split(draw_key, count)
+    samples = jax.vmap(lambda k: draw(k, max(SIZES), data))(keys)
 
-        return jax.vmap(of_draw)(jax.random.split(draw_key, count))
+    def of_size(size: jax.Array) -> jax.Array:
+        def of_draw(samples: Any) -> jax.Array:
+            return distances(loss, params, start, vectors, Batch(samples, size))
+
+        return jax.vmap(of_draw)(samples)
 
     return predicted, jnp.moveaxis(jax.lax.map(of_size, jnp.array(SIZES)), -1, 0)
 
@@ -159,9 +161,10 @@ def stable(
     """(sizes, rates): whether each is stable, for one network and one order of samples."""
     full = Batch(data, len(data["label"]))
     keys = jax.random.split(key, STABLE_STEPS)
+    samples = jax.vmap(lambda k: draw(k, max(STABLE_SIZES), data))(keys)
 
     def end(size: jax.Array, rate: jax.Array) -> jax.Array:
-        batches = jax.vmap(lambda k: draw(k, max(STABLE_SIZES), data, size))(keys)
+        batches = Batch(samples, jnp.full(STABLE_STEPS, size))
         return loss(descend(loss, make(rate), params, batches), full)
 
     over_rates = jax.vmap(end, (None, 0))
@@ -194,7 +197,8 @@ def measure(quick: bool) -> Table:
                 column.append(entry)
 
     def trained(init: jax.Array, order: jax.Array) -> Any:
-        batches = jax.vmap(lambda k: draw(k, 64, data, 64))(jax.random.split(order, TRAINING_STEPS))
+        samples = jax.vmap(lambda k: draw(k, 64, data))(jax.random.split(order, TRAINING_STEPS))
+        batches = Batch(samples, jnp.full(TRAINING_STEPS, 64))
         return descend(loss, optax.sgd(0.1), task.init(init), batches)
 
     params = jax.jit(jax.vmap(trained))(keys("init"), keys("order"))
