@@ -39,7 +39,7 @@ from experiments.tasks.logistic import LogisticRegression
 
 SMALL, LARGE = 4, 512
 SIZES = SMALL * 2 ** np.arange(8)
-CHUNKS = 64  # points of a curve
+CHUNKS, PIECES = 64, 16  # of a run, of the first of which there are pieces; a point ends each
 BATCHES = {  # first and largest batch, eta
     f"constant {SMALL}": (SMALL, SMALL, 0.1),
     f"constant {LARGE}": (LARGE, LARGE, 0.1),
@@ -79,7 +79,7 @@ def train(
     rate: jax.Array,
     order: jax.Array,
 ) -> dict[str, jax.Array]:
-    """Loss of all data, steps and batch size at the ends of the chunks of the order's samples.
+    """Loss of all data, steps and batch size at the points.
 
     A batch is made of groups of SMALL samples, one a turn of the loop, so that batches of all sizes
     are one program; a step is made in the turn in which the batch is complete.
@@ -113,7 +113,10 @@ def train(
 
     none = optim.GradientMoments(jnp.zeros(()), *2 * (jax.tree.map(jnp.zeros_like, start),))
     run = Run(start, tx.init(start), none, first, jnp.zeros((), jnp.int32))
-    return jax.lax.scan(chunk, run, order.reshape(CHUNKS, -1, SMALL))[1]
+    first_chunk, rest = jnp.split(order, [len(order) // CHUNKS])
+    run, early = jax.lax.scan(chunk, run, first_chunk.reshape(PIECES, -1, SMALL))
+    _, late = jax.lax.scan(chunk, run, rest.reshape(CHUNKS - 1, -1, SMALL))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), early, late)
 
 
 def measure(quick: bool) -> Table:
@@ -129,6 +132,8 @@ def measure(quick: bool) -> Table:
 
     orders = np.stack([sample_indices(s, 0, samples, size) for s in range(3 + seeds)])
     batches = [jnp.array(column) for column in zip(*BATCHES.values(), strict=True)]
+    pieces = np.arange(1, PIECES) / PIECES
+    points = samples // CHUNKS * np.concatenate([pieces, np.arange(1, CHUNKS + 1)])
     columns: dict[str, list[np.ndarray]] = {}
     for name, make in OPTIMIZERS.items():
         one = functools.partial(train, make, loss, start, data)
@@ -139,13 +144,13 @@ def measure(quick: bool) -> Table:
         rates = RATES[ends.argmin(-1)]
         judged = jax.jit(jax.vmap(over_seeds, (0, 0, None)))
         curves = judged(tuple(batches), jnp.asarray(rates, jnp.float32), orders[3:])
-        shape = (len(BATCHES), seeds, CHUNKS)
+        shape = (len(BATCHES), seeds, len(points))
         for column, values in {
             "optimizer": np.array(name),
             "batch": np.array(list(BATCHES))[:, None, None],
             "seed": np.arange(3, 3 + seeds)[:, None],
             "rate": rates[:, None, None],
-            "samples": samples // CHUNKS * np.arange(1, CHUNKS + 1),
+            "samples": points,
             "steps": np.asarray(curves["steps"]),
             "batch_size": np.asarray(curves["batch_size"]),
             "excess": np.asarray(curves["loss"], np.float64) - task.facts["optimum"],
@@ -155,9 +160,9 @@ def measure(quick: bool) -> Table:
 
 
 def by_seed(data: Table, optimizer: str, batch: str, column: str) -> np.ndarray:
-    """A column of one method as (seeds, chunks)."""
+    """A column of one method as (seeds, points)."""
     chosen = (data["optimizer"] == optimizer) & (data["batch"] == batch)
-    return data[column][chosen].reshape(-1, CHUNKS)
+    return data[column][chosen].reshape(-1, PIECES + CHUNKS - 1)
 
 
 def logarithm(data: Table, optimizer: str, batch: str, column: str) -> np.ndarray:
@@ -224,7 +229,7 @@ def plot(data: Table) -> Figure:
         draw(row[1], data, optimizer, "samples", "excess")
         draw(row[2], data, optimizer, "steps", "excess")
         row[1].set(xscale="log", ylabel="training loss above its minimum")
-        row[2].set(xscale="log", ylabel="training loss above its minimum")
+        row[2].set(xscale="log", xlim=(0.9, None), ylabel="training loss above its minimum")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=5)
     plt.close(figure)

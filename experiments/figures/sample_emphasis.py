@@ -114,13 +114,13 @@ def curve(config: Config, seeds: int) -> Iterator[tuple[int, int, dict[str, floa
 
 
 def measure(quick: bool) -> Table:
-    """All runs from all seeds, five of 1,000 steps or, quick, two of 200."""
+    """All runs from all seeds, five of 1,000 steps or, quick, three of 100."""
     rows = []
     for (scheme, temperature), emphasis in runs().items():
         config = dataclasses.replace(get_config(), task=RareDigits(), emphasis=emphasis)
         if quick:
-            config = dataclasses.replace(config, steps=200)
-        for seed, step, found in curve(config, 2 if quick else SEEDS):
+            config = dataclasses.replace(config, steps=EVERY)
+        for seed, step, found in curve(config, 3 if quick else SEEDS):
             rows.append((scheme, temperature, seed, step, *(found[name] for name in MEASURES)))
     return {name: np.array(column) for name, column in zip(COLUMNS, zip(*rows), strict=True)}
 

@@ -9,11 +9,11 @@ better half, and their child is evaluated and takes the place of the worst if it
     c    += (1 - sum(c)) / n                                            sum of 1
     value = evaluate(sum_i c_i p_i)                                     less is better
 
-*Differences.* Exponential weights at the start, crossover and mutation, negative weights and a sum
-of 1 are the paper's. Its authors' search code is not public, and of the paper the abstract was at
-hand: how parents are drawn, the noise and its size, and the return to a sum of 1 (the nearest such
-point; a division by the sum would blow up where it is close to 0) are ours. So is that one child is
-made at a time.
+*Differences.* The paper searches the coefficients by evolution; its authors' search code is not
+public, and of its text the abstract was at hand. Exponential weights at the start, crossover,
+mutation, negative weights and a sum of 1 are as remembered; how parents are drawn, the noise and
+its size, one child at a time, and the return to a sum of 1 (the nearest such point; a division by
+the sum would blow up where it is close to 0) are our own.
 
 *Cost.* One evaluation of a metric a candidate, and one pass over all n checkpoints, which are in
 memory together with one combination. A host algorithm: `evaluate` is called outside of jit.
@@ -34,7 +34,7 @@ import numpy as np
 from optim import trees
 from optim.averaging.merging import combine_checkpoints, ema_weights
 
-DECAYS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.999)
+_DECAYS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.999)
 
 
 class LcscInfo(NamedTuple):
@@ -51,7 +51,7 @@ def lcsc(
     key: jax.Array,
     *,
     evaluations: int = 200,
-    decays: Sequence[float] = DECAYS,
+    decays: Sequence[float] = _DECAYS,
     mutation: float = 0.5,
 ) -> tuple[jax.Array, LcscInfo]:
     """Searches for the weights with which checkpoints combine to the least value of a metric.

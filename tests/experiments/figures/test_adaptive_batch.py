@@ -15,6 +15,8 @@ from experiments.tasks.logistic import LogisticRegression
 
 pytestmark = pytest.mark.slow
 
+POINTS = figure.PIECES + figure.CHUNKS - 1
+
 
 def test_growth_is_that_of_the_controller():
     for size in (4, 16, 512):
@@ -72,11 +74,11 @@ def test_the_judge_can_say_no():
             b: (4.0, 1000.0) if swapped else (1.1, 11.0) for b in list(figure.BATCHES)[2:]
         }
         data = {
-            "optimizer": np.repeat([o for o, _, _ in rows], figure.CHUNKS),
-            "batch": np.repeat([b for _, b, _ in rows], figure.CHUNKS),
-            "seed": np.repeat([s for _, _, s in rows], figure.CHUNKS),
-            "excess": np.repeat([ends[b][0] + 0.01 * s for _, b, s in rows], figure.CHUNKS),
-            "steps": np.repeat([ends[b][1] for _, b, _ in rows], figure.CHUNKS),
+            "optimizer": np.repeat([o for o, _, _ in rows], POINTS),
+            "batch": np.repeat([b for _, b, _ in rows], POINTS),
+            "seed": np.repeat([s for _, _, s in rows], POINTS),
+            "excess": np.repeat([ends[b][0] + 0.01 * s for _, b, s in rows], POINTS),
+            "steps": np.repeat([ends[b][1] for _, b, _ in rows], POINTS),
         }
         held = [part.holds for part in figure.judge(data) if "same samples" not in part.claim]
         assert held == [not swapped] * len(held) and len(held) == 12
