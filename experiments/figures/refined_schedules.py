@@ -14,6 +14,11 @@ base rate tuned like the others: it costs that one run more. Results are of othe
 tuning, ten and three, which all schedules share. On the decoder linear, cosine and constant begin
 with a warm-up of a tenth; elsewhere nothing has one but the refined.
 
+On the convex problems linear decay came out no worse than cosine on all and better on six, and
+better than a constant rate on all; refinement helped one and harmed six. On the decoder the
+constant rate ended lowest. We have not tested why: the penalty makes our problems strongly convex,
+their norms are mostly noise, and 300 steps are few, in all of which the paper's may differ.
+
 The upper row of the figure is the authors' synthetic example: made-up norms, and what follows.
 
 *Reference*: Defazio, Cutkosky, Mehta, Mishchenko, 2023, arXiv 2310.07831;
@@ -285,12 +290,15 @@ def plot(data: Table) -> Figure:
     norms.legend()
     example.set(title="Their refined schedules", xlabel="% of the run")
     problems = list(dict.fromkeys(data["problem"].tolist()))
+    sets = list(dict.fromkeys(problem.split(",")[0] for problem in problems))
     for problem in problems:
         mine = (data["kind"] == "curve") & (data["problem"] == problem)
         place = data["step"][mine] / max(data["step"][mine].max(), 1)
-        curves.plot(100 * place, data["value"][mine], label=problem, linewidth=1.2)
-    curves.set(title="Refined schedules of the problems", xlabel="% of the run", ylim=(0, 1.05))
-    curves.legend(fontsize=6, ncols=2)
+        name, kind = problem.split(", ")
+        style = {"color": f"C{sets.index(name)}", "linestyle": "--" if kind == "sgd" else "-"}
+        curves.plot(100 * place, data["value"][mine], label=problem, linewidth=1.1, **style)
+    curves.set(title="Refined schedules of the problems", xlabel="% of the run", ylim=(0, 1.4))
+    curves.legend(fontsize=6.5, ncols=3, loc="upper center")
     for number, name in enumerate(SCHEDULES):
         if name != "linear":
             ratios = [
