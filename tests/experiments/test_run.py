@@ -68,7 +68,7 @@ def test_a_workdir_that_cannot_be_written_is_refused(capsys, tmp_path):
 
 
 def test_an_unknown_command_is_refused(capsys):
-    assert "'trian' is no command; accepted: run, branch, refine, list" in fail_with_usage(
+    assert "'trian' is no command; accepted: run, branch, refine, merge, list" in fail_with_usage(
         capsys, "trian"
     )
 
