@@ -26,8 +26,8 @@ class Schedule:
     """A function of `optim` or, with the prefix `optax.`, of optax that returns a schedule.
 
     Arguments of the function that are not in `kwargs` are filled in from the run by name: the
-    learning rate as `peak_value`, `init_value` or `value` (the first that the function has and that
-    is not optional), the number of steps as `total_steps`, `decay_steps` or `transition_steps`.
+    learning rate as `peak_value`, else as `init_value` or `value` where that is required; the
+    number of steps as `total_steps`, else as `decay_steps` or `transition_steps` likewise.
     """
 
     name: str = "wsd_schedule"

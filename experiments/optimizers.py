@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -42,17 +42,27 @@ def build_schedule(config: Schedule, learning_rate: float, steps: int) -> optax.
         for key, value in config.kwargs.items()
     }
     for names, value in ((PEAK_NAMES, learning_rate), (STEPS_NAMES, steps)):
-        target = next((name for name in names if name in parameters), None)
+        target = _target(parameters, names)
         if target is not None:
             kwargs.setdefault(target, value)
     return call(function, "config.optimizer.schedule", config.name, kwargs)
 
 
+def _target(parameters: Mapping[str, inspect.Parameter], names: tuple[str, ...]) -> str | None:
+    """The argument to fill in: the first of the names, the others only where they are required.
+
+    An optional `decay_steps` beside budgets, say, is the length of a decay and not of the run.
+    """
+    first, *others = names
+    required = (name for name in others if name in parameters and _required(parameters[name]))
+    return first if first in parameters else next(required, None)
+
+
 def peak_of(config: Optimizer) -> float:
     """The peak that `build_schedule` gives to an optimizer's schedule."""
     parameters = inspect.signature(find(config.schedule.name)).parameters
-    target = next((name for name in PEAK_NAMES if name in parameters), PEAK_NAMES[0])
-    return config.schedule.kwargs.get(target, config.learning_rate)
+    target = _target(parameters, PEAK_NAMES)
+    return config.schedule.kwargs.get(target or PEAK_NAMES[0], config.learning_rate)
 
 
 def with_schedules(config: Optimizer, make: Callable[[Optimizer], Schedule]) -> Optimizer:

@@ -154,7 +154,9 @@ def measure(quick: bool) -> Table:
     more = SMALL if quick else ()
     with concurrent.futures.ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
         waiting = [pool.submit(job) for seed in range(seeds) for job in jobs(unit, seed, more)]
-        for job in waiting:
+        for job in concurrent.futures.as_completed(waiting):
+            if job.exception():
+                pool.shutdown(wait=False, cancel_futures=True)
             job.result()
     rows = [
         (

@@ -189,9 +189,9 @@ def test_the_average_is_what_is_evaluated():
         (
             [
                 "--config.optimizer.schedule.name=wsd_s_schedule",
-                "--config.optimizer.schedule.kwargs={'budgets': (6, 12, 24), 'decay_steps': 2}",
+                "--config.optimizer.schedule.kwargs={'budgets': (10, 20, 24)}",
             ],
-            lambda: optim.wsd_s_schedule(3e-3, budgets=(6, 12, 24), decay_steps=2),
+            lambda: optim.wsd_s_schedule(3e-3, budgets=(10, 20, 24)),
         ),
         (
             [
