@@ -3,7 +3,7 @@
 Command:
     python -m experiments run --config=experiments/configs/classification/tuning_free.py:dog
         --workdir=DIR
-Result: that of `python -m experiments reproduce tuning_free`, which runs other seeds and data.
+Result: validation loss 0.113 to 0.130 over seeds 0, 1, 2, that of NadamW at its defaults.
 Minutes: 0.2 (1 CPU core)
 
 That is NadamW; so are dog, dowg, dadapt_adam, prodigy, mechanic, momo, momo_adam, schedule_free and
