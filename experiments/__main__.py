@@ -1,10 +1,13 @@
-"""python -m experiments run | list | bench | reproduce: each command says more with --help."""
+"""python -m experiments COMMAND ...: each command says more with --help."""
 
 import importlib
 import sys
 
 COMMANDS = {
     "run": ("experiments.run", "train a config, or go on with a run"),
+    "branch": ("experiments.branch", "decay from a checkpoint of a run: one run, many budgets"),
+    "refine": ("experiments.refine", "from a run's gradient norms, the schedule of the next"),
+    "merge": ("experiments.merge", "average checkpoints of a run, and evaluate the averages"),
     "list": ("experiments.listing", "every config with its description and expected minutes"),
     "bench": ("experiments.benchmarks.command", "measure against a named peer or a physical limit"),
     "reproduce": ("experiments.figures.command", "reproduce a figure or table, with a verdict"),

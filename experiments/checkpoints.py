@@ -1,9 +1,9 @@
 """Checkpoints that are whole or not used: orbax, with what it does not check.
 
-A checkpoint holds the training state and, as JSON, the counters (steps, samples), the path, shape
-and dtype of every leaf, and a fingerprint of every leaf's bits. It is restored against a target: a
-field that differs stops the load, since orbax would cast its dtype silently. Damage that the
-storage layer does not notice shows in the fingerprint.
+A checkpoint holds the training state and, as JSON, the counters (steps, samples, the next batch's
+size), the path, shape and dtype of every leaf, and a fingerprint of every leaf's bits. It is
+restored against a target: a field that differs stops the load, since orbax would cast its dtype
+silently. Damage that the storage layer does not notice shows in the fingerprint.
 """
 
 import contextlib
@@ -28,10 +28,11 @@ from experiments.config import UserError
 
 @dataclasses.dataclass
 class Counters:
-    """How far a run has come; the batches follow from `samples` alone."""
+    """How far a run has come; the next batch is `batch_size` samples from `samples` on."""
 
     step: int = 0
     samples: int = 0
+    batch_size: int = 0
 
 
 class Checkpoints:
@@ -130,11 +131,59 @@ class Checkpoints:
         for path, value in fingerprints(state).items():
             if value != found["fingerprints"][path]:
                 raise _Damaged(f"the bits of {path} have changed")
-        return state, Counters(found["step"], found["samples"])
+        return state, Counters(found["step"], found["samples"], found.get("batch_size", 0))
 
     def close(self) -> None:
         self.manager.wait_until_finished()
         self.manager.close()
+
+
+def read_params(directory: pathlib.Path, step: int, target: Any) -> Any:
+    """The parameters alone of one checkpoint of a finished run; the optimizer's state stays unread.
+
+    Args:
+        directory: the folder of the run's checkpoints.
+        step: of the checkpoint.
+        target: the parameters as jax.ShapeDtypeStruct with shardings.
+
+    Raises:
+        UserError: there is no such checkpoint, it is of other parameters, or it is damaged.
+    """
+    path = directory / str(step)
+    if not path.is_dir():
+        raise UserError(f"there is no checkpoint {step} in {directory}.")
+    target = {"params": target}
+    storable = _storable(target)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(storable)
+    try:
+        with _quiet_readers():
+            record = _restored(path / "record", ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
+            stored = {k: v for k, v in record["fields"].items() if k.startswith("params/")}
+            difference = first_difference(stored, fields(target))
+            if difference is not None:
+                raise UserError(
+                    f"checkpoint {step} in {directory} is of other parameters: {difference}."
+                )
+            whole = ocp.args.PyTreeRestore(storable, restore_args, partial_restore=True)
+            restored = _restored(path / "state", ocp.PyTreeCheckpointHandler(), whole)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"checkpoint {step} in {directory} is damaged: {_first_line(error)}."
+        ) from error
+    params = jax.tree.map(_as_target, target, restored)
+    for name, value in fingerprints(params).items():
+        if value != record["fingerprints"][name]:
+            raise UserError(
+                f"checkpoint {step} in {directory} is damaged: the bits of {name} have changed."
+            )
+    return params["params"]
+
+
+def _restored(path: pathlib.Path, handler: Any, arguments: Any) -> Any:
+    with ocp.Checkpointer(handler) as checkpointer:
+        return checkpointer.restore(path, arguments)
 
 
 class _Damaged(Exception):

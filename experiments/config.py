@@ -26,12 +26,21 @@ class Schedule:
     """A function of `optim` or, with the prefix `optax.`, of optax that returns a schedule.
 
     Arguments of the function that are not in `kwargs` are filled in from the run by name: the
-    learning rate as `peak_value`, `init_value` or `value` (the first that the function has and that
-    is not optional), the number of steps as `total_steps`, `decay_steps` or `transition_steps`.
+    learning rate as `peak_value`, else as `init_value` or `value` where that is required; the
+    number of steps as `total_steps`, else as `decay_steps` or `transition_steps` likewise.
     """
 
     name: str = "wsd_schedule"
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class StoredArray:
+    """An argument of a schedule that is read from a .npz file, which must not have changed."""
+
+    path: str
+    name: str  # of the array in the file
+    sha256: str  # as experiments.arrays.fingerprint has it
 
 
 @dataclasses.dataclass
@@ -68,6 +77,37 @@ class Optimizer:
     frozen: tuple[str, ...] = ()  # patterns of the parameters that do not move and have no state
     curvature: Curvature | None = None  # what sophia and adahessian take; of the outermost alone
     ema_decay: float = 0.0  # of the averaged parameters that are evaluated; 0 evaluates the last
+    record_norms: str = ""  # "l1" or "l2": keep that norm of every step's gradient, before clipping
+
+
+@dataclasses.dataclass
+class Emphasis:
+    """Weights of samples by their losses, as `optim.loss_weights` gives them, within a micro-batch.
+
+    The paper weighs over the whole batch of a step, and its authors' code over each micro-batch, as
+    here: with `accumulation` the weights of each part sum to one.
+    """
+
+    scheme: str = "linupper"  # or "quadratic", "extremes"
+    temperature: float = 1.0  # after the warm-up
+    end_temperature: float = 0.0  # of the last step, reached linearly; 0 keeps the first
+    warmup: float = 0.05  # fraction of the steps, with uniform weights
+
+
+@dataclasses.dataclass
+class BatchGrowth:
+    """A batch that doubles for as long as a test of its gradient asks for more samples.
+
+    It starts at `config.batch_size` and grows by micro-batches of its starting ones' size, between
+    which the test sees how much gradients differ. With it `steps * batch_size` is a number of
+    samples, where the run ends, and the learning rate, which does not grow with the batch, follows
+    the samples too: `schedule(samples // batch_size)`. All other counts stay counts of steps.
+    """
+
+    max_batch_size: int  # a batch of more than half of it is not tested
+    name: str = "norm_test"  # or [augmented_]inner_product_test, coordinate_wise_test, of optim
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)  # eta; theta, nu; eta, share
+    every: int = 1  # steps
 
 
 @dataclasses.dataclass
@@ -91,6 +131,8 @@ class Config:
     batch_size: int  # samples a step, over all devices
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     accumulation: int = 1  # micro-batches a step
+    batch_growth: BatchGrowth | None = None  # from batch_size on, by more micro-batches
+    emphasis: Emphasis | None = None  # weights of samples by their losses; None: all alike
     seed: int = 0
     on_nonfinite: str = "stop"  # "stop", or "skip": leave such steps out
     nonfinite_limit: int = 10  # skipped steps in a row after which a run stops all the same
@@ -120,6 +162,8 @@ def validate(config: Config) -> None:
             f"config.batch_size = {config.batch_size} cannot be cut into "
             f"config.accumulation = {config.accumulation} equal micro-batches."
         )
+    if config.batch_growth is not None:
+        _validate_growth(config, config.batch_growth)
     optimizer = config.optimizer
     if not 0 <= optimizer.ema_decay < 1:
         raise UserError(
@@ -128,6 +172,11 @@ def validate(config: Config) -> None:
     if optimizer.clip_norm < 0:
         raise UserError(
             f"config.optimizer.clip_norm is {optimizer.clip_norm}; it cannot be negative."
+        )
+    if optimizer.record_norms not in ("", "l1", "l2"):
+        raise UserError(
+            f"config.optimizer.record_norms is {optimizer.record_norms!r}; accepted: '', 'l1', "
+            "'l2'."
         )
     multipliers = optimizer.learning_rate_multipliers + optimizer.weight_decay_multipliers
     for pattern in (*optimizer.frozen, *(p for p, _ in (*multipliers, *config.mesh.tensor_axes))):
@@ -139,18 +188,37 @@ def validate(config: Config) -> None:
             ) from error
 
 
+def _validate_growth(config: Config, growth: BatchGrowth) -> None:
+    _positive("batch_growth.every", growth.every)
+    if growth.max_batch_size < config.batch_size:
+        raise UserError(
+            f"config.batch_growth.max_batch_size is {growth.max_batch_size}; it must be at least "
+            f"config.batch_size = {config.batch_size}."
+        )
+    if config.accumulation < 2:
+        raise UserError(
+            f"config.accumulation is {config.accumulation}; with config.batch_growth it must be at "
+            "least 2, since the test compares micro-batches."
+        )
+
+
 def _positive(name: str, value: int) -> None:
     if value < 1:
         raise UserError(f"config.{name} is {value}; it must be at least 1.")
 
 
 def as_json(config: Any) -> Any:
-    """The config as plain JSON values; a nested dataclass names its class."""
+    """The config as plain JSON values; a nested dataclass names its class.
+
+    So does a dict that JSON could not tell from one, or whose keys are not strings.
+    """
     if dataclasses.is_dataclass(config):
         fields = {f.name: as_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
         return {"class": type(config).__name__, **fields}
     if isinstance(config, dict):
-        return {key: as_json(value) for key, value in config.items()}
+        if all(isinstance(key, str) and key != "class" for key in config):
+            return {key: as_json(value) for key, value in config.items()}
+        return {"class": "dict", "items": [as_json(item) for item in config.items()]}
     if isinstance(config, (list, tuple)):
         return [as_json(value) for value in config]
     if config is None or isinstance(config, (bool, int, float, str)):

@@ -4,14 +4,15 @@ import dataclasses
 import functools
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import optax
 
 import optim
-from experiments.config import Optimizer, Schedule, UserError
+from experiments.arrays import read_array
+from experiments.config import Optimizer, Schedule, StoredArray, UserError
 
 PEAK_NAMES = ("peak_value", "init_value", "value")
 STEPS_NAMES = ("total_steps", "decay_steps", "transition_steps")
@@ -36,27 +37,61 @@ def build_schedule(config: Schedule, learning_rate: float, steps: int) -> optax.
     """The schedule count -> learning rate, its peak and its length filled in from the run."""
     function = find(config.name)
     parameters = inspect.signature(function).parameters
-    kwargs = dict(config.kwargs)
+    kwargs = {
+        key: read_array(value) if isinstance(value, StoredArray) else value
+        for key, value in config.kwargs.items()
+    }
     for names, value in ((PEAK_NAMES, learning_rate), (STEPS_NAMES, steps)):
-        target = next((name for name in names if name in parameters), None)
+        target = _target(parameters, names)
         if target is not None:
             kwargs.setdefault(target, value)
     return call(function, "config.optimizer.schedule", config.name, kwargs)
 
 
+def _target(parameters: Mapping[str, inspect.Parameter], names: tuple[str, ...]) -> str | None:
+    """The argument to fill in: the first of the names, the others only where they are required.
+
+    An optional `decay_steps` beside budgets, say, is the length of a decay and not of the run.
+    """
+    first, *others = names
+    required = (name for name in others if name in parameters and _required(parameters[name]))
+    return first if first in parameters else next(required, None)
+
+
+def peak_of(config: Optimizer) -> float:
+    """The peak that `build_schedule` gives to an optimizer's schedule."""
+    parameters = inspect.signature(find(config.schedule.name)).parameters
+    target = _target(parameters, PEAK_NAMES)
+    return config.schedule.kwargs.get(target or PEAK_NAMES[0], config.learning_rate)
+
+
+def with_schedules(config: Optimizer, make: Callable[[Optimizer], Schedule]) -> Optimizer:
+    """The optimizer under another schedule with the same peak, and so those among its arguments."""
+    kwargs = {
+        key: with_schedules(value, make) if isinstance(value, Optimizer) else value
+        for key, value in config.kwargs.items()
+    }
+    peak = peak_of(config)
+    return dataclasses.replace(config, learning_rate=peak, schedule=make(config), kwargs=kwargs)
+
+
 def build_optimizer(
-    config: Optimizer, steps: int, params: Any
+    config: Optimizer, steps: int, params: Any, position: jax.Array | None = None
 ) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
     """The transformation that a config names, for parameters of these paths and shapes.
 
-    Order: the estimate of the curvature, clip, the named optimizer (one a group where weight decay
-    differs), multipliers of the learning rate, average. Clipping measures the whole tree; an
-    optimizer that is split into groups measures each group on its own.
+    With a `position`, which may be traced, the learning rate is the schedule's there; otherwise the
+    transformation counts its steps. Its state is the same.
+
+    Order: the estimate of the curvature, the record of norms, clip, the named optimizer (one a
+    group where weight decay differs), multipliers of the learning rate, average. Clipping and the
+    record measure the whole tree; an optimizer that is split into groups measures each on its own.
     """
     schedule = build_schedule(config.schedule, config.learning_rate, steps)
-    kwargs = {key: _nested(value, steps, params) for key, value in config.kwargs.items()}
+    kwargs = {key: _nested(value, steps, params, position) for key, value in config.kwargs.items()}
     config = dataclasses.replace(config, kwargs=kwargs)
-    tx = _with_weight_decay(config, schedule, params)
+    rate = schedule if position is None else lambda count: schedule(position)
+    tx = _with_weight_decay(config, rate, params)
     if config.learning_rate_multipliers:
         factors = by_path(params, config.learning_rate_multipliers, default=1.0)
         tx = optax.chain(tx, optax.stateless(lambda u, _: jax.tree.map(operator.mul, factors, u)))
@@ -66,6 +101,8 @@ def build_optimizer(
         tx = _partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
     if config.clip_norm:
         tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
+    if config.record_norms:
+        tx = optax.chain(optim.record_gradient_norms(steps, norm=config.record_norms), tx)
     if config.ema_decay:
         tx = optax.chain(tx, optim.params_ema(config.ema_decay))
     if config.curvature:
@@ -75,7 +112,7 @@ def build_optimizer(
     return optax.with_extra_args_support(tx), schedule
 
 
-def _nested(value: Any, steps: int, params: Any) -> Any:
+def _nested(value: Any, steps: int, params: Any, position: jax.Array | None) -> Any:
     """An optimizer among the arguments of another, as `auxiliary` or `inner`, is built first."""
     if not isinstance(value, Optimizer):
         return value
@@ -84,7 +121,12 @@ def _nested(value: Any, steps: int, params: Any) -> Any:
             f"config.optimizer.kwargs: {value.name} has a curvature of its own; set that of the "
             "outermost optimizer, which sees all parameters."
         )
-    return build_optimizer(value, steps, params)[0]
+    if value.record_norms:
+        raise UserError(
+            f"config.optimizer.kwargs: {value.name} has record_norms = {value.record_norms!r}; set "
+            "that of the outermost optimizer, which sees all gradients."
+        )
+    return build_optimizer(value, steps, params, position)[0]
 
 
 def _with_weight_decay(config: Optimizer, schedule: optax.Schedule, params: Any) -> Any:

@@ -14,16 +14,31 @@ import tensorboardX
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments.checkpoints import fields, first_difference
+from experiments.batch_growth import finished
+from experiments.checkpoints import Counters, fields, first_difference
 from experiments.config import FREE_FIELDS, Config, UserError, as_json
 from experiments.environment import environment
 
 
 class Records:
-    """The records of one run; of several processes the first one alone writes and prints."""
+    """The records of one run; of several processes the first one alone writes and prints.
 
-    def __init__(self, workdir: pathlib.Path, config: Config, allow_changes: bool = False):
+    Args:
+        workdir: where they are kept, held by this process until `close`.
+        config: what is run; the run that is there already must have the same.
+        allow_changes: the run that is there may have another.
+        origin: of a branch, the run and the step that it goes on from.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        config: Config,
+        allow_changes: bool = False,
+        origin: Mapping[str, Any] | None = None,
+    ):
         self.workdir = workdir
+        self._origin = {} if origin is None else {"branched_from": dict(origin)}
         self.console = Console(quiet=jax.process_index() > 0, highlight=False)
         self.writes = jax.process_index() == 0
         _check_writable(workdir)
@@ -33,19 +48,35 @@ class Records:
         self._metrics: TextIO | None = None
         self._events: tensorboardX.SummaryWriter | None = None
 
+    def claim(self, config: Config) -> None:
+        """Write that the workdir is this run's, before there is a state to begin with."""
+        path = self.workdir / "config.json"
+        if not path.exists():
+            _write_config(path, config, self._earlier, self._origin)
+
     def say(self, sentence: str) -> None:
         """Print one line, above the progress bar where there is one."""
         self.console.print(sentence, soft_wrap=True, markup=False)
 
-    def begin(self, config: Config, facts: Mapping[str, Any], target: Any, step: int) -> None:
+    def begin(
+        self, config: Config, facts: Mapping[str, Any], target: Any, counters: Counters
+    ) -> None:
         """Called once the state stands, at the step from which training goes on."""
         self._config, self._facts = config, facts
-        self._clock, self._clock_step = time.monotonic(), step
+        self._clock, self._clock_samples = time.monotonic(), counters.samples
+        step = counters.step
         if step:
             self.say(f"Resuming from the checkpoint at step {step} in {self.workdir}.")
         if not self.writes:
             return
-        _write_config(self.workdir / "config.json", config, facts, target, self._earlier)
+        state = json.dumps(fields(target), sort_keys=True)
+        about = {
+            "data": dict(facts["provenance"]),
+            "state_sha256": hashlib.sha256(state.encode()).hexdigest(),
+            "environment": environment(),
+        }
+        path = self.workdir / "config.json"
+        _write_config(path, config, self._earlier, {**self._origin, **about})
         path = self.workdir / "metrics.jsonl"
         _forget_after(path, step)
         self._metrics = path.open("a")
@@ -53,44 +84,60 @@ class Records:
             str(self.workdir / "tensorboard"), purge_step=step + 1, write_to_disk=True
         )
         if self.console.is_terminal:
+            completed, total, unit = self._done(counters)
             self._progress = Progress(
-                TextColumn("[bold]step"),
+                TextColumn(f"[bold]{unit}"),
                 MofNCompleteColumn(),
                 BarColumn(),
                 TextColumn("{task.fields[status]}"),
                 TimeRemainingColumn(),
                 console=self.console,
             )
-            self._bar = self._progress.add_task("", total=config.steps, completed=step, status="")
+            self._bar = self._progress.add_task("", total=total, completed=completed, status="")
             self._progress.start()
 
-    def step(self, step: int, metrics: dict[str, float], schedule: Callable[[int], Any]) -> None:
-        """Record the metrics of a finished step, at the config's interval."""
+    def _done(self, counters: Counters) -> tuple[int, int, str]:
+        """How far the run is, of how much, and in what: samples where steps are not known ahead."""
+        steps = self._config.steps
+        if self._config.batch_growth is None:
+            return counters.step, steps, "step"
+        return counters.samples, steps * self._config.batch_size, "samples"
+
+    def _where(self, counters: Counters) -> str:
+        completed, total, unit = self._done(counters)
+        if unit == "step":
+            return f"step {completed}/{total}"
+        return f"step {counters.step}, samples {completed}/{total}"
+
+    def step(self, counters: Counters, metrics: dict[str, float], rate: Callable[[], Any]) -> None:
+        """Record the metrics of the step after which the run has come so far, at the interval."""
         if self._progress is not None:
-            self._progress.update(self._bar, completed=step)
-        if not self.writes or (step % self._config.log_every and step != self._config.steps):
+            self._progress.update(self._bar, completed=self._done(counters)[0])
+        step, last = counters.step, finished(self._config, counters)
+        if not self.writes or (step % self._config.log_every and not last):
             return
         now = time.monotonic()
-        samples = (step - self._clock_step) * self._config.batch_size
+        samples = counters.samples - self._clock_samples
         tokens = self._facts["tokens_per_sample"]
         unit = "tokens" if tokens > 1 else "samples"
         speed = samples * tokens / max(now - self._clock, 1e-9)
-        self._clock, self._clock_step = now, step
-        line = {**metrics, "learning_rate": float(schedule(step - 1)), f"{unit}_per_second": speed}
+        self._clock, self._clock_samples = now, counters.samples
+        line = {**metrics, "learning_rate": float(rate()), f"{unit}_per_second": speed}
         self._write(step, line)
         status = f"loss {metrics['loss']:.4f}  {speed:,.0f} {unit}/s"
         if self._progress is not None:
             self._progress.update(self._bar, status=status)
         else:
-            self.say(f"step {step}/{self._config.steps}  {status}")
+            self.say(f"{self._where(counters)}  {status}")
 
-    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+    def evaluation(self, counters: Counters, metrics: dict[str, float]) -> None:
         """Record validation metrics; the time they took counts for no step's speed."""
-        self._clock, self._clock_step = time.monotonic(), step
+        self._clock, self._clock_samples = time.monotonic(), counters.samples
         if self.writes:
-            self._write(step, {f"validation_{name}": value for name, value in metrics.items()})
-        values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        self.say(f"step {step}/{self._config.steps}  validation: {values}")
+            values = {f"validation_{name}": value for name, value in metrics.items()}
+            self._write(counters.step, values)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self.say(f"{self._where(counters)}  validation: {shown}")
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         assert self._metrics is not None and self._events is not None
@@ -172,6 +219,8 @@ def _check_same_run(workdir: pathlib.Path, config: Config, allow_changes: bool) 
         ) from error
     here = as_json(config)
     difference = first_difference(_flat(there), _flat(here))
+    if difference is not None:
+        difference = first_difference(_flat(_completed(there)), _flat(here))
     if difference is None:
         return earlier
     if not allow_changes:
@@ -182,6 +231,16 @@ def _check_same_run(workdir: pathlib.Path, config: Config, allow_changes: bool) 
     return [*earlier, there]
 
 
+def _completed(config: Any) -> Any:
+    """A stored config with the fields that have come to its classes since, by their defaults."""
+    from experiments.stored import from_json  # imports every task
+
+    try:
+        return as_json(from_json(config))
+    except ValueError:
+        return config
+
+
 def _flat(config: Any) -> dict[str, Any]:
     """Dotted field -> value, without the fields that may change between two starts of a run."""
     flat: dict[str, Any] = {}
@@ -190,7 +249,8 @@ def _flat(config: Any) -> dict[str, Any]:
         if isinstance(value, dict) and value:
             for key, inner in value.items():
                 visit(f"{prefix}.{key}" if prefix else key, inner)
-        elif prefix.split(".")[0] not in FREE_FIELDS:
+        # A field of the run that is None is as absent as in runs from before there was the field.
+        elif prefix.split(".")[0] not in FREE_FIELDS and (value is not None or "." in prefix):
             flat[prefix] = value
 
     visit("", config)
@@ -198,14 +258,7 @@ def _flat(config: Any) -> dict[str, Any]:
 
 
 def _write_config(
-    path: pathlib.Path, config: Config, facts: Mapping[str, Any], target: Any, earlier: list[Any]
+    path: pathlib.Path, config: Config, earlier: list[Any], about: Mapping[str, Any]
 ) -> None:
-    state = json.dumps(fields(target), sort_keys=True)
-    record = {
-        "config": as_json(config),
-        "data": dict(facts["provenance"]),
-        "state_sha256": hashlib.sha256(state.encode()).hexdigest(),
-        "environment": environment(),
-        "earlier_configs": earlier,
-    }
+    record = {"config": as_json(config), "earlier_configs": earlier, **about}
     _write_whole(path, json.dumps(record, indent=2) + "\n")

@@ -113,13 +113,22 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0
     config, values = parse(argv)
-    for name in ("absl", "orbax"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    absl.logging.set_verbosity(absl.logging.ERROR)
     if values.distributed:
         _join(values)
     workdir = pathlib.Path(values.workdir).absolute()
     records = Records(workdir, config, values.allow_changes)
+    status = execute(config, workdir, records, ["run", *argv])
+    if records.writes and status == 0:
+        records.say(
+            "optimizer   --config.optimizer.name=lion --config.optimizer.learning_rate=3e-4, "
+            "and another --workdir"
+        )
+    return status
+
+
+def execute(config: Config, workdir: pathlib.Path, records: Records, command: list[str]) -> int:
+    """Train, draw, and report; `command` is what goes on with this run. Closes the records."""
+    quiet()
     try:
         outcome = train(config, workdir, records)
     except KeyboardInterrupt:
@@ -132,8 +141,15 @@ def main(argv: list[str]) -> int:
         if records.writes:
             figures = curves.draw(workdir)
     if records.writes:
-        report(outcome, records, workdir, figures, argv)
+        report(outcome, records, workdir, figures, command)
     return 0
+
+
+def quiet() -> None:
+    """Leave to us what is said of checkpoints."""
+    for name in ("absl", "orbax"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    absl.logging.set_verbosity(absl.logging.ERROR)
 
 
 def _join(values: flags.FlagValues) -> None:
@@ -155,7 +171,7 @@ def report(
     records: Records,
     workdir: pathlib.Path,
     figures: list[pathlib.Path],
-    argv: list[str],
+    command: list[str],
 ) -> None:
     """The closing table: the baselines of the task and the model, by the task's primary metric."""
     facts = outcome.task.facts
@@ -171,11 +187,7 @@ def report(
     records.say(f"data        {provenance}")
     for path in figures:
         records.say(f"figure      {path}")
-    records.say(f"resume      {_python()} -m experiments run {shlex.join(argv)}")
-    records.say(
-        "optimizer   --config.optimizer.name=lion --config.optimizer.learning_rate=3e-4, "
-        "and another --workdir"
-    )
+    records.say(f"resume      {_python()} -m experiments {shlex.join(command)}")
     records.say(f"tensorboard {_python()} -m tensorboard.main --logdir {workdir / 'tensorboard'}")
 
 

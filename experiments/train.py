@@ -1,6 +1,7 @@
 """The train loop: one jitted step, driven by two integers."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import pathlib
@@ -13,11 +14,21 @@ import jax.numpy as jnp
 import optax
 
 import optim
+from experiments.batch_growth import (
+    finished,
+    is_tested,
+    next_batch_size,
+    schedule_position,
+    with_batch_size,
+    with_test,
+)
 from experiments.checkpoints import Checkpoints, Counters
 from experiments.config import Config, UserError
 from experiments.curvature import build_curvature
+from experiments.emphasis import build_emphasis
 from experiments.mesh import check_batch, make_mesh, place_batch, state_sharding
-from experiments.optimizers import build_optimizer
+from experiments.micro_batches import mean_over_micro_batches
+from experiments.optimizers import build_optimizer, build_schedule
 from experiments.records import Records
 from experiments.tasks.task import Task
 
@@ -37,9 +48,7 @@ class Program(NamedTuple):
     task: Task
     schedule: optax.Schedule
     init: Callable[[jax.Array], TrainState]  # jitted
-    step: Callable[
-        [TrainState, Any], tuple[TrainState, dict[str, jax.Array]]
-    ]  # jitted, state donated
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]  # jitted, state donated
     serve: Callable[[TrainState], Any]  # jitted: the parameters to evaluate
     target: TrainState  # of jax.ShapeDtypeStruct with shardings
 
@@ -60,26 +69,31 @@ def build_program(config: Config, mesh: jax.sharding.Mesh) -> Program:
     except (ValueError, OSError) as error:
         raise UserError(f"config.task: {error}") from error
     shapes = jax.eval_shape(task.init, jax.random.key(config.seed))
-    tx, schedule = build_optimizer(config.optimizer, config.steps, shapes)
-    if config.on_nonfinite == "skip":
-        tx = optim.keep_if_finite(tx)
+
+    def transformation(position: jax.Array | None) -> Any:
+        tx, _ = build_optimizer(config.optimizer, config.steps, shapes, position)
+        return optim.keep_if_finite(tx) if config.on_nonfinite == "skip" else tx
 
     def init(key: jax.Array) -> TrainState:
         init_key, run_key = jax.random.split(key)
         params = task.init(init_key)
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), run_key)
+        state = transformation(None).init(params)
+        return TrainState(jnp.zeros((), jnp.int32), params, state, run_key)
 
+    optimizer = config.optimizer
     try:
         abstract = jax.eval_shape(init, jax.random.key(config.seed))
     except (TypeError, ValueError) as error:
-        raise UserError(f"config.optimizer ({config.optimizer.name}): {error}") from error
+        raise UserError(f"config.optimizer ({optimizer.name}): {error}") from error
     shardings = state_sharding(abstract, mesh, config.mesh)
     return Program(
         task=task,
-        schedule=schedule,
+        schedule=build_schedule(optimizer.schedule, optimizer.learning_rate, config.steps),
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(
-            make_train_step(task, tx, config), donate_argnums=0, out_shardings=(shardings, None)
+            make_train_step(task, transformation, config),
+            donate_argnums=0,
+            out_shardings=(shardings, None),
         ),
         serve=jax.jit(lambda state: optim.evaluation_params(state.optimizer, state.params)),
         target=jax.tree.map(
@@ -89,27 +103,45 @@ def build_program(config: Config, mesh: jax.sharding.Mesh) -> Program:
 
 
 def make_train_step(
-    task: Task, tx: optax.GradientTransformationExtraArgs, config: Config
-) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
-    """(state, batch) -> (next state, scalar metrics)."""
-    gradient = mean_over_micro_batches(
-        jax.value_and_grad(task.loss, has_aux=True), config.accumulation
-    )
+    task: Task, transformation: Callable[[jax.Array | None], Any], config: Config
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """(state, batch) -> (next state, scalar metrics); where the batch grows, it takes a position.
+
+    Args:
+        task: whose loss is trained.
+        transformation: the position in the learning rate's schedule, None for the transformation's
+            own count, -> the transformation.
+        config: of the run.
+    """
+    size = config.batch_size // config.accumulation
+    loss_and_gradient = jax.value_and_grad(task.loss, has_aux=True)
+    alike = mean_over_micro_batches(loss_and_gradient, size)
+    tested = with_test(loss_and_gradient, alike, config) if config.batch_growth else None
+    weighted = build_emphasis(config.emphasis, config, task) if config.emphasis else None
     estimate = None
     if config.optimizer.curvature:
         estimator = build_curvature(config.optimizer.curvature, task)
-        estimate = mean_over_micro_batches(estimator, config.accumulation)
+        estimate = mean_over_micro_batches(estimator, size)
 
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(
+        state: TrainState, batch: Any, position: jax.Array | None = None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         loss_key, update_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        (loss, metrics), grads = gradient(state.params, batch, loss_key)
+        gradient = alike
+        if weighted:
+            loss_fn = jax.value_and_grad(weighted(state.step), has_aux=True)
+            gradient = mean_over_micro_batches(loss_fn, size)
+        if tested:
+            (loss, metrics), grads = tested(state.params, batch, loss_key, state.step)
+        else:
+            (loss, metrics), grads = gradient(state.params, batch, loss_key)
         # A loss that is not finite may still have finite gradients; they mean nothing.
         grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), grads)
         calls: dict[str, Any] = {"grad_fn": lambda params: gradient(params, batch, loss_key)[1]}
         if estimate:
             calls["curvature_fn"] = lambda params, key: estimate(params, batch, key)
         try:
-            updates, optimizer = tx.update(
+            updates, optimizer = transformation(position).update(
                 grads, state.optimizer, state.params, value=loss, key=update_key, **calls
             )
         except ValueError as error:
@@ -122,34 +154,6 @@ def make_train_step(
         return TrainState(state.step + 1, params, optimizer, state.key), metrics
 
     return train_step
-
-
-def mean_over_micro_batches(function: Callable[..., Any], count: int) -> Callable[..., Any]:
-    """`function(params, batch, key)` averaged over `count` equal parts of the batch, one at a time.
-
-    Part i takes the samples i, i + count, ...: each device then holds its share of every part, and
-    cutting the batch moves nothing between devices.
-    """
-    if count == 1:
-        return function
-
-    def averaged(params: Any, batch: Any, key: jax.Array) -> Any:
-        parts = jax.tree.map(
-            lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch
-        )
-
-        def add(total: Any, part: Any) -> tuple[Any, None]:
-            index, samples = part
-            result = function(params, samples, jax.random.fold_in(key, index))
-            return jax.tree.map(lambda t, r: t + r / count, total, result), None
-
-        first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.tree.map(
-            lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, params, first, key)
-        )
-        return jax.lax.scan(add, zeros, (jnp.arange(count), parts))[0]
-
-    return averaged
 
 
 def train(config: Config, workdir: pathlib.Path, records: Records) -> Outcome:
@@ -167,7 +171,8 @@ def train(config: Config, workdir: pathlib.Path, records: Records) -> Outcome:
         stack.callback(checkpoints.close)
         found = checkpoints.restore(program.target, records.say)
         state, counters = found or (program.init(jax.random.key(config.seed)), Counters())
-        records.begin(config, program.task.facts, program.target, counters.step)
+        counters.batch_size = next_batch_size(config, counters, {})
+        records.begin(config, program.task.facts, program.target, counters)
         return _loop(config, mesh, program, state, counters, checkpoints, records)
 
 
@@ -182,25 +187,34 @@ def _loop(
 ) -> Outcome:
     task = program.task
     place = functools.partial(place_batch, mesh=mesh)
-    in_flight: deque[tuple[int, dict[str, jax.Array]]] = deque()
+    in_flight: deque[tuple[Counters, int, dict[str, jax.Array]]] = deque()
 
-    def read_metrics(leave: int) -> None:
+    def read_metrics(leave: int) -> dict[str, float]:
+        host: dict[str, float] = {}
         while len(in_flight) > leave:
-            step, values = in_flight.popleft()
+            then, position, values = in_flight.popleft()
             host = {name: float(value) for name, value in jax.device_get(values).items()}
-            check_finite(config, checkpoints, step, host)
-            records.step(step, host, program.schedule)
+            check_finite(config, checkpoints, then.step, host)
+            shown = with_batch_size(config, then, host)
+            records.step(then, shown, functools.partial(program.schedule, position))
+        return host
 
     metrics: dict[str, float] = {}
-    while counters.step < config.steps:
-        batch = task.batches(config.seed, counters.samples, config.batch_size)
-        state, values = program.step(state, place(batch))
-        counters = Counters(counters.step + 1, counters.samples + config.batch_size)
-        in_flight.append((counters.step, values))
-        last = counters.step == config.steps
+    while not finished(config, counters):
+        size, position = counters.batch_size, schedule_position(config, counters)
+        batch = place(task.batches(config.seed, counters.samples, size))
+        arguments = (batch, position) if config.batch_growth else (batch,)
+        state, values = program.step(state, *arguments)
+        counters = Counters(counters.step + 1, counters.samples + size, size)
+        in_flight.append((counters, position, values))
+        last = finished(config, counters)
         evaluating = last or counters.step % config.evaluate_every == 0
         saving = last or counters.step % config.checkpoint_every == 0
-        read_metrics(leave=0 if evaluating or saving else STEPS_IN_FLIGHT)
+        testing = is_tested(config, counters)
+        host = read_metrics(leave=0 if evaluating or saving or testing else STEPS_IN_FLIGHT)
+        if testing:
+            size = next_batch_size(config, counters, host)
+            counters = dataclasses.replace(counters, batch_size=size)
         if evaluating:
             metrics = task.evaluate(program.serve(state), place)
         if saving:
@@ -208,7 +222,7 @@ def _loop(
                 state, counters, metrics[task.facts["primary"]] if evaluating else None
             )
         if evaluating:
-            records.evaluation(counters.step, metrics)
+            records.evaluation(counters, metrics)
     served = program.serve(state)
     return Outcome(state, served, metrics or task.evaluate(served, place), task)
 

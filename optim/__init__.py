@@ -1,7 +1,26 @@
 """Optimizers for JAX that agree with their authors' code, as optax transformations."""
 
-from optim.averaging.ema import params_ema
 from optim.averaging.evaluation import evaluation_params
+from optim.averaging.lawa import (
+    ParamsLawaState,
+    params_lawa,
+)
+from optim.averaging.lcsc import (
+    LcscInfo,
+    lcsc,
+)
+from optim.averaging.merging import (
+    combine_checkpoints,
+    ema_weights,
+    latest_weights,
+    power_weights,
+)
+from optim.averaging.running import (
+    ParamsEmaState,
+    ParamsTailAverageState,
+    params_ema,
+    params_tail_average,
+)
 from optim.control.agvm import (
     AgvmState,
     agvm,
@@ -12,12 +31,31 @@ from optim.control.autolrs import (
     AutoLRSState,
     autolrs,
 )
+from optim.control.batch_size import (
+    GradientMoments,
+    augmented_inner_product_test,
+    coordinate_wise_test,
+    gradient_moments,
+    inner_product_test,
+    merge_moments,
+    next_batch_size,
+    norm_test,
+)
 from optim.control.forecast import (
     ExponentialForecast,
     exponential_forecast,
 )
+from optim.control.gradient_norms import (
+    RecordGradientNormsState,
+    record_gradient_norms,
+)
+from optim.control.hard_batches import hard_batches
 from optim.control.hyperparams import inject_hyperparams
 from optim.control.nonfinite import keep_if_finite
+from optim.control.sample_weights import (
+    loss_temperature_schedule,
+    loss_weights,
+)
 from optim.curvature.diagonal import (
     empirical_fisher,
     gauss_newton_bartlett,
@@ -45,6 +83,11 @@ from optim.curvature.spectrum import (
     spectral_quadrature,
     spectral_sum,
     top_eigenpairs,
+)
+from optim.elementwise.adagrad_norm import (
+    ScaleByAdagradNormState,
+    adagrad_norm,
+    scale_by_adagrad_norm,
 )
 from optim.elementwise.adam_mini import (
     ScaleByAdamMiniState,
@@ -178,7 +221,23 @@ from optim.schedules.ademamix import (
     ademamix_alpha_schedule,
     ademamix_b3_schedule,
 )
+from optim.schedules.array import array_schedule
+from optim.schedules.batch_scaling import scale_with_batch_size
+from optim.schedules.budgets import (
+    cyclic_cosine_schedule,
+    wsd_s_schedule,
+)
+from optim.schedules.cooldown import cooldown_schedule
 from optim.schedules.linear import linear_decay_schedule
+from optim.schedules.power import (
+    inverse_sqrt_schedule,
+    power_schedule,
+)
+from optim.schedules.refined import refine_schedule
+from optim.schedules.step_law import (
+    StepLaw,
+    step_law,
+)
 from optim.schedules.update_probability import update_probability_schedule
 from optim.schedules.wsd import wsd_schedule
 from optim.second_order.adahessian import (
@@ -266,17 +325,24 @@ __all__ = [
     "DAdaptSGDState",
     "Eigenpairs",
     "ExponentialForecast",
+    "GradientMoments",
     "GradientNoiseState",
     "HeavyBall",
     "LanczosFactorization",
+    "LcscInfo",
     "Metric",
     "MirrorMap",
     "OptimisticState",
     "OutputLoss",
+    "ParamsEmaState",
+    "ParamsLawaState",
+    "ParamsTailAverageState",
     "ProdigyState",
     "RankOne",
+    "RecordGradientNormsState",
     "RegularizedNewtonState",
     "RowNorm",
+    "ScaleByAdagradNormState",
     "ScaleByAdahessianState",
     "ScaleByAdamMiniState",
     "ScaleByAdemamixState",
@@ -306,9 +372,11 @@ __all__ = [
     "SpectralConvNorm",
     "SpectralNorm",
     "SpectralQuadrature",
+    "StepLaw",
     "TransportedParamsState",
     "WithCurvatureState",
     "WithPreviousParamsState",
+    "adagrad_norm",
     "adahessian",
     "adam_mini",
     "adam_mini_blocks",
@@ -318,16 +386,23 @@ __all__ = [
     "adopt",
     "agvm",
     "apply_updates",
+    "array_schedule",
+    "augmented_inner_product_test",
     "autolrs",
     "bicgstab",
     "cautious",
     "cg",
+    "combine_checkpoints",
+    "cooldown_schedule",
+    "coordinate_wise_test",
     "cosmos",
     "cyclic_blocks",
+    "cyclic_cosine_schedule",
     "dadapt_adam",
     "dadapt_sgd",
     "dense_solve",
     "describe",
+    "ema_weights",
     "empirical_fisher",
     "empirical_fisher_operator",
     "entropic_mirror_map",
@@ -342,14 +417,18 @@ __all__ = [
     "gauss_southwell_lipschitz",
     "gauss_southwell_quadratic",
     "gmres",
+    "gradient_moments",
     "gradient_noise",
     "greedy_block_descent",
+    "hard_batches",
     "harpg",
     "heavy_ball_from_spectrum",
     "hessian_operator",
     "hutchinson",
     "implicit_gradient_transport",
     "inject_hyperparams",
+    "inner_product_test",
+    "inverse_sqrt_schedule",
     "jacobi_preconditioner",
     "kaczmarz_sketch",
     "keep_if_finite",
@@ -357,26 +436,40 @@ __all__ = [
     "lamb",
     "lanczos",
     "lars",
+    "latest_weights",
     "lbfgs_preconditioner",
+    "lcsc",
     "linear_decay_schedule",
     "linear_solve",
     "lion",
     "logistic_loss",
+    "loss_temperature_schedule",
+    "loss_weights",
     "mars",
+    "merge_moments",
     "mfac",
     "minres",
     "muon",
     "neumann",
+    "next_batch_size",
+    "norm_test",
     "normal_cg",
     "normalized_gradient",
     "nystrom_preconditioner",
     "optimistic",
     "params_ema",
+    "params_lawa",
+    "params_tail_average",
     "path_labels",
     "path_string",
+    "power_schedule",
+    "power_weights",
     "prodigy",
     "random_blocks",
+    "record_gradient_norms",
+    "refine_schedule",
     "regularized_newton",
+    "scale_by_adagrad_norm",
     "scale_by_adahessian",
     "scale_by_adam_mini",
     "scale_by_ademamix",
@@ -397,6 +490,7 @@ __all__ = [
     "scale_by_shampoo",
     "scale_by_soap",
     "scale_by_sophia",
+    "scale_with_batch_size",
     "schedule_free",
     "schedule_free_adamw",
     "schedule_free_radam",
@@ -417,6 +511,7 @@ __all__ = [
     "spectral_quadrature",
     "spectral_sum",
     "squared_error",
+    "step_law",
     "stochastic_round",
     "top_eigenpairs",
     "transported_params",
@@ -425,5 +520,6 @@ __all__ = [
     "with_curvature",
     "with_gradient_change",
     "with_previous_gradient",
+    "wsd_s_schedule",
     "wsd_schedule",
 ]

@@ -48,6 +48,23 @@ def float_copy(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
+def moved_floats(method: str, params: Any, updates: Any) -> Any:
+    """The parameters as the updates leave them, unrounded; structure and dtypes of `float_copy`."""
+    if params is None:
+        raise ValueError(
+            f"{method}: params is None; call update(updates, state, params) with parameters."
+        )
+
+    def one(p: ArrayLike, u: ArrayLike | None) -> jax.Array | optax.MaskedNode:
+        if not jnp.issubdtype(jnp.result_type(p), jnp.inexact):
+            return optax.MaskedNode()
+        dtype = accumulator_dtype(p)
+        moved = jnp.asarray(p, dtype)
+        return moved if u is None else moved + as_dtype(u, dtype)
+
+    return jax.tree.map(one, params, updates)
+
+
 def any_element(faulty: Callable[..., Any], *trees: Any) -> jax.Array:
     """Whether `faulty` of any element of any leaf of floats, of trees that are alike."""
     found = [
@@ -63,12 +80,17 @@ def all_finite(tree: Any) -> jax.Array:
     return ~any_element(lambda leaf: ~jnp.isfinite(leaf), tree)
 
 
-def norm(tree: Any) -> jax.Array:
-    """The Euclidean norm of all leaves together, in their common `accumulator_dtype`."""
+def squared_norm(tree: Any) -> jax.Array:
+    """The sum of the squares of all leaves together, in their common `accumulator_dtype`."""
     leaves = jax.tree.leaves(tree)
     dtype = accumulator_dtype(*leaves)
     squares = (jnp.sum(jnp.square(as_dtype(leaf, dtype))) for leaf in leaves)
-    return jnp.sqrt(sum(squares, start=jnp.zeros((), dtype)))
+    return sum(squares, start=jnp.zeros((), dtype))
+
+
+def norm(tree: Any) -> jax.Array:
+    """The Euclidean norm of all leaves together, in their common `accumulator_dtype`."""
+    return jnp.sqrt(squared_norm(tree))
 
 
 def map_leaves(

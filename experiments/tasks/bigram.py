@@ -74,6 +74,7 @@ class BigramChain:
         return Task(
             init=init,
             loss=_loss,
+            losses=_losses,
             batches=batches,
             evaluate=_evaluation(chain),
             facts={
@@ -117,12 +118,25 @@ def draw(chain: Chain, seed: int, samples: np.ndarray, length: int) -> np.ndarra
 
 
 def _loss(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    tokens = batch["tokens"]
+    nats, odd = _nats(params, batch["tokens"])
+    return jnp.mean(nats), _by_kind(nats, odd)
+
+
+def _losses(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    nats, odd = _nats(params, batch["tokens"])
+    return jnp.mean(nats, axis=1), _by_kind(nats, odd)
+
+
+def _nats(params: Params, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(samples, length) each: nats, and whether the token that was seen is odd."""
     nats = optax.softmax_cross_entropy_with_integer_labels(
         params["table"][tokens[:, :-1]], tokens[:, 1:]
     )
-    odd = tokens[:, :-1] % 2
-    return jnp.mean(nats), {
+    return nats, tokens[:, :-1] % 2
+
+
+def _by_kind(nats: jax.Array, odd: jax.Array) -> dict[str, jax.Array]:
+    return {
         "loss_near_deterministic": jnp.sum(nats * (1 - odd)) / jnp.maximum(jnp.sum(1 - odd), 1),
         "loss_high_entropy": jnp.sum(nats * odd) / jnp.maximum(jnp.sum(odd), 1),
     }

@@ -54,6 +54,7 @@ class Classification:
         return Task(
             init=model.init,
             loss=functools.partial(_loss, measures),
+            losses=functools.partial(_losses, measures),
             logits=logits,
             batches=batches,
             evaluate=mean_over(measures, validation),
@@ -93,6 +94,13 @@ def _measures(
         "loss": optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]),
         "error": (jnp.argmax(logits, -1) != batch["label"]).astype(jnp.float32),
     }
+
+
+def _losses(
+    measures: functools.partial, params: Params, batch: Batch, key: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    values = measures(params, batch)
+    return values["loss"], {"error": jnp.mean(values["error"])}
 
 
 def _loss(

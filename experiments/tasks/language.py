@@ -62,6 +62,7 @@ class LanguageModel:
         return Task(
             init=model.init,
             loss=functools.partial(_loss, model),
+            losses=functools.partial(_losses, model),
             logits=lambda params, batch: _logits(model, params, batch["bytes"]),
             batches=batches,
             evaluate=mean_over(functools.partial(_measures, model), {"bytes": held_out}),
@@ -107,6 +108,13 @@ def _loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     loss = jnp.mean(_cross_entropy(model, params, batch["bytes"]))
     return loss, {"bits_per_byte": loss / math.log(2)}
+
+
+def _losses(
+    model: Model, params: Params, batch: Batch, key: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    losses = jnp.mean(_cross_entropy(model, params, batch["bytes"]), axis=1)
+    return losses, {"bits_per_byte": jnp.mean(losses) / math.log(2)}
 
 
 def _measures(model: Model, params: Params, batch: Mapping[str, jax.Array]) -> dict[str, Any]:

@@ -27,6 +27,11 @@ class Task(NamedTuple):
     # (params, batch) -> (..., classes), where the loss is a mean of softmax cross entropies (and
     # maybe a penalty), traceable; None where it is not.
     logits: Callable[[Params, Batch], jax.Array] | None = None
+    # (params, batch, key) -> ((samples,) losses, metrics), whose mean is the loss and whose metrics
+    # are the loss's, traceable; None where there are none.
+    losses: Callable[[Params, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]] | None = (
+        None
+    )
 
 
 class TaskConfig(Protocol):

@@ -8,14 +8,7 @@ With peak `p`, initial value `i`, final value `e`, total steps `T`, warm-up step
     d(s)                 T - D < t < T
     e                    t >= T
 
-and the shape d is one of::
-
-    linear         e + (p - e) (1 - s)
-    cosine         e + (p - e) (1 + cos(pi s)) / 2
-    1-sqrt         e + (p - e) (1 - sqrt(s))
-    exponential    p (e / p)^s
-    harmonic       1 / (s / e + (1 - s) / p)
-
+where d is one of the shapes of `optim.schedules.decay_shapes`, from d(0) = p to d(1) = e.
 So the first step after the warm-up has the peak, and step T, were there one, the final value.
 
 *Differences.* The codes in use let the last step reach the final value, or miss it, by conventions
@@ -24,29 +17,15 @@ that a decay to 0 wastes no step.
 
 *Cost.* A few scalar operations a step; no state.
 
-*Reference.* Hu et al., MiniCPM, 2024 (arXiv:2404.06395) for the schedule; Hägele et al., Scaling
-Laws and Compute-Optimal Training Beyond Fixed Training Durations, 2024 (arXiv:2405.18392) for
-1-sqrt; Wen et al., Understanding Warmup-Stable-Decay Learning Rates, 2024 (arXiv:2410.05192), whose
-inverse decay (marin-community/levanter@9263f81e, src/levanter/optim/config.py) is the harmonic one.
+*Reference.* Hu et al., MiniCPM, 2024 (arXiv:2404.06395).
 """
-
-import numbers
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from optim.schedules.decay_shapes import check_shape, decayed
 from optim.schedules.steps import steps_of
-
-_SHAPES: dict[str, Callable[[jax.Array, float, float], jax.Array]] = {
-    "linear": lambda s, peak, end: end + (peak - end) * (1 - s),
-    "cosine": lambda s, peak, end: end + (peak - end) * (1 + jnp.cos(jnp.pi * s)) / 2,
-    "1-sqrt": lambda s, peak, end: end + (peak - end) * (1 - jnp.sqrt(s)),
-    "exponential": lambda s, peak, end: peak * (end / peak) ** s,
-    "harmonic": lambda s, peak, end: 1 / (s / end + (1 - s) / peak),
-}
-_SHAPES_WITHOUT_ZERO = ("exponential", "harmonic")
 
 
 def wsd_schedule(
@@ -66,7 +45,8 @@ def wsd_schedule(
       total_steps: steps of the whole run.
       warmup_steps: an int counts steps, a float is a fraction of total_steps; 0 for none.
       decay_steps: likewise; 0.1 to 0.2 of the run are usual.
-      decay_shape: "linear", "cosine", "1-sqrt", "exponential" or "harmonic".
+      decay_shape: "linear", "cosine", "mirror-cosine", "square", "1-sqrt", "exponential" or
+        "harmonic".
       init_value: where the warm-up starts.
       end_value: where the decay ends; positive for "exponential" and "harmonic".
 
@@ -86,24 +66,12 @@ def wsd_schedule(
             f"wsd_schedule: warmup_steps + decay_steps is {warmup} + {decay}; "
             f"accepted: at most total_steps = {total_steps}."
         )
-    if decay_shape not in _SHAPES:
-        raise ValueError(
-            f"wsd_schedule: decay_shape is {decay_shape!r}; accepted: {', '.join(_SHAPES)}."
-        )
-    for name, value in (("end_value", end_value), ("peak_value", peak_value)):
-        number = isinstance(value, numbers.Real)
-        if decay_shape in _SHAPES_WITHOUT_ZERO and number and not value > 0:
-            raise ValueError(
-                f"wsd_schedule: {name} is {value}; decay_shape {decay_shape!r} accepts what is "
-                f"positive."
-            )
+    check_shape("wsd_schedule", decay_shape, end_value=end_value, peak_value=peak_value)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(count)
         rise = init_value + (peak_value - init_value) * (step / max(warmup, 1))
-        s = jnp.clip((step - (total_steps - decay)) / max(decay, 1), 0.0, 1.0)
-        fall = _SHAPES[decay_shape](s, peak_value, end_value)
-        late = jnp.where(step < total_steps, jnp.where(s > 0, fall, peak_value), end_value)
-        return jnp.where(step < warmup, rise, late)
+        fall = decayed(decay_shape, step, total_steps - decay, decay, peak_value, end_value)
+        return jnp.where(step < warmup, rise, fall)
 
     return schedule

@@ -138,10 +138,12 @@ def test_derivatives_around_every_solver(name):
     check(SOLVERS[name])
 
 
+@pytest.mark.slow
 def test_scipy_without_tracing():
     check(lambda init, penalties: jnp.asarray(by_scipy(init, penalties)), compile=False)
 
 
+@pytest.mark.slow
 def test_vmap_around_the_callback():
     points = jnp.stack([jnp.asarray(PENALTIES), jnp.asarray(PENALTIES) + 1])
     out = jax.jit(jax.vmap(jax.grad(loss_of(ours(by_scipy_in_a_callback)))))(points)
@@ -153,6 +155,7 @@ def smooth(y, _):
     return jnp.sum((A @ y - B) ** 2) / 2
 
 
+@pytest.mark.slow
 def test_proximal_gradient_on_a_lasso():
     """On the support S, A_S' (A_S y - b) + strength sign(y_S) = 0, and elsewhere y is zero."""
     strength = 0.8
@@ -185,6 +188,7 @@ def test_proximal_gradient_on_a_lasso():
     np.testing.assert_allclose(pulled, wanted, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_osqp_on_a_quadratic_program():
     """Of its minimiser and multiplier the derivative is that of the system of optimality."""
     q, c, e, d = A.T @ A, np.array([1.0, -2.0, 0.5]), np.ones((1, 3)), np.array([0.7])

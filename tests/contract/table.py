@@ -10,7 +10,7 @@ import optax
 import optim
 from optim.matrices import with_auxiliary
 
-from .harness import KERNEL, Row
+from .harness import KERNEL, STEPS, Row
 
 
 def _clipped_adamw(rate: Any) -> optax.GradientTransformation:
@@ -183,6 +183,24 @@ ROWS: tuple[Row, ...] = (
         state_bytes=8,
     ),
     Row(
+        "params_tail_average",
+        lambda rate: optax.chain(optim.lion(rate, weight_decay=0.1), optim.params_tail_average(1)),
+        state_bytes=8,
+    ),
+    Row(
+        "params_lawa",
+        lambda rate: optax.chain(optim.lion(rate, weight_decay=0.1), optim.params_lawa(3, 2)),
+        state_bytes=4 + 4 * 3,
+    ),
+    Row(
+        "record_gradient_norms",
+        # As many as the first steps: what is not reached is NaN by design.
+        lambda rate: optax.chain(
+            optim.record_gradient_norms(STEPS), optim.lion(rate, weight_decay=0.1)
+        ),
+        state_bytes=4,
+    ),
+    Row(
         "dadapt_adam",
         lambda rate: optim.dadapt_adam(rate, d0=0.01, weight_decay=0.1),
         state_bytes=12,
@@ -238,6 +256,8 @@ ROWS: tuple[Row, ...] = (
         state_bytes=12,
     ),
     Row("scale_by_ademamix", lambda rate: optim.scale_by_ademamix(), state_bytes=12),
+    Row("adagrad_norm", lambda rate: optim.adagrad_norm(rate), state_bytes=0),
+    Row("scale_by_adagrad_norm", lambda rate: optim.scale_by_adagrad_norm(), state_bytes=0),
     Row("normalized_gradient", lambda rate: optim.normalized_gradient(rate), _losses, 0),
     Row(
         "scale_by_normalized_gradient",
@@ -438,12 +458,16 @@ OTHER_FUNCTIONS = frozenset(
     {
         "adam_mini_blocks",
         "apply_updates",
+        "augmented_inner_product_test",
         "autolrs",
         "bicgstab",
         "cg",
+        "combine_checkpoints",
+        "coordinate_wise_test",
         "cyclic_blocks",
         "dense_solve",
         "describe",
+        "ema_weights",
         "empirical_fisher",
         "empirical_fisher_operator",
         "entropic_mirror_map",
@@ -458,23 +482,34 @@ OTHER_FUNCTIONS = frozenset(
         "gauss_southwell_lipschitz",
         "gauss_southwell_quadratic",
         "gmres",
+        "gradient_moments",
+        "hard_batches",
         "heavy_ball_from_spectrum",
         "hessian_operator",
         "hutchinson",
         "inject_hyperparams",
+        "inner_product_test",
         "jacobi_preconditioner",
         "kaczmarz_sketch",
         "lanczos",
+        "latest_weights",
         "lbfgs_preconditioner",
+        "lcsc",
         "linear_solve",
         "logistic_loss",
+        "loss_weights",
+        "merge_moments",
         "minres",
         "neumann",
+        "next_batch_size",
+        "norm_test",
         "normal_cg",
         "nystrom_preconditioner",
         "path_labels",
         "path_string",
+        "power_weights",
         "random_blocks",
+        "scale_with_batch_size",
         "scion_init",
         "shifted_by",
         "shifted_dense",
@@ -487,6 +522,7 @@ OTHER_FUNCTIONS = frozenset(
         "spectral_quadrature",
         "spectral_sum",
         "squared_error",
+        "step_law",
         "stochastic_round",
         "top_eigenpairs",
     }

@@ -23,11 +23,27 @@ def keeps(check, row):
 
 
 NAMES = {row.name for row in ROWS}
+# Rows that take seconds to compile; what wraps them compiles them again.
+LONG = {
+    *("kron", "shampoo", "mfac", "with_curvature", "soap", "prodigy of slices", "cosmos"),
+    *("regularized_newton", "gradient_noise", "schedule_free_radam", "dadapt_adam"),
+}
+WRAPPING = {"masked", "partition", "multi_steps", "inject_hyperparams", "vmap_over_rates"}
+
+
+def is_slow(row, check):
+    """What another row runs already, with decay and rate behind it, or what takes long."""
+    has_alias = row.name.removeprefix("scale_by_") in NAMES - {row.name}
+    return has_alias or (row.name in LONG and check.__name__ in WRAPPING)
+
+
 CASES = [
-    pytest.param(row, check, id=f"{row.name}-{check.__name__}")
-    if row.name.removeprefix("scale_by_") not in NAMES - {row.name}
-    # The row of the alias runs it already, with decay and rate behind it.
-    else pytest.param(row, check, id=f"{row.name}-{check.__name__}", marks=pytest.mark.slow)
+    pytest.param(
+        row,
+        check,
+        id=f"{row.name}-{check.__name__}",
+        marks=pytest.mark.slow if is_slow(row, check) else (),
+    )
     for row in ROWS
     for check in CHECKS
 ]
@@ -44,6 +60,10 @@ def test_contract(row, check):
 def test_table_is_not_empty_and_names_are_unique():
     names = [row.name for row in ROWS]
     assert names and CHECKS and len(set(names)) == len(names)
+
+
+def test_what_is_slow_is_in_the_table():
+    assert LONG <= NAMES and BY_NAME.keys() >= WRAPPING
 
 
 def test_waivers_name_a_check_and_give_a_sentence():

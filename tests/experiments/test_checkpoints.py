@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.checkpoints import Checkpoints, Counters, fields, fingerprints
+from experiments.checkpoints import Checkpoints, Counters, fields, fingerprints, read_params
 from experiments.config import UserError
 
 
@@ -176,3 +176,29 @@ def test_a_fingerprint_sees_float64_and_exchanged_elements():
 
 def test_fields_name_path_dtype_and_shape():
     assert fields({"a": {"b": jnp.zeros((2, 3), jnp.bfloat16)}}) == {"a/b": "bfloat16[2,3]"}
+
+
+def test_parameters_are_read_alone_from_any_step(tmp_path):
+    states = save(tmp_path, {1: None, 2: None})
+    target = as_target(states[1])["params"]
+    for step in (1, 2):
+        assert_same(read_params(tmp_path, step, target), states[step]["params"])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_parameters_that_are_missing_other_or_damaged_are_one_sentence(tmp_path):
+    states = save(tmp_path, {1: None, 2: None})
+    target = as_target(states[1])["params"]
+    with pytest.raises(UserError, match=r"^there is no checkpoint 3 in .*\.$"):
+        read_params(tmp_path, 3, target)
+    for change, difference in (
+        (change_dtype, r"params/w is float32\[300,40\] there and bfloat16\[300,40\] here"),
+        (add_a_leaf, r"params/w2 is absent there and float32\[3\] here"),
+    ):
+        other = as_target(change(states[1]))["params"]
+        with pytest.raises(UserError, match=f"checkpoint 1 in .* is of other .*: {difference}"):
+            read_params(tmp_path, 1, other)
+    for step, damage in ((1, damage_by_truncation), (2, damage_by_one_bit)):
+        damage([f for f in (tmp_path / str(step) / "state").rglob("*") if f.is_file()])
+        with pytest.raises(UserError, match=f"^checkpoint {step} in .* is damaged: .*"):
+            read_params(tmp_path, step, target)

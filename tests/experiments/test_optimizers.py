@@ -9,6 +9,8 @@ import pytest
 import optim
 from experiments.config import Optimizer, Schedule, UserError
 from experiments.optimizers import build_optimizer, build_schedule
+from experiments.run import parse
+from tests.experiments.test_run import TINY
 
 PARAMS = {
     "a": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)},
@@ -67,6 +69,23 @@ def test_a_schedule_is_filled_in_from_the_run(name, kwargs, expected):
 def test_what_the_config_says_about_a_schedule_stands():
     schedule = build_schedule(Schedule("optax.cosine_decay_schedule", {"decay_steps": 10}), 0.5, 20)
     assert float(schedule(10)) == 0.0
+
+
+def test_a_position_sets_the_rate_of_all_optimizers_that_are_in_it():
+    """Also of the auxiliary one, and whatever their own counts are."""
+    schedule = Schedule("optax.linear_schedule", {"end_value": 0.0})
+    auxiliary = Optimizer("lion", 0.5, schedule)
+    config = Optimizer("muon", 0.5, schedule, {"auxiliary": auxiliary})
+
+    @jax.jit
+    def update(position: jax.Array) -> tuple[dict, dict]:
+        tx, _ = build_optimizer(config, 10, PARAMS, position)
+        first, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+        return first, tx.update(GRADS, state, PARAMS)[0]
+
+    start, late = update(0), update(8)  # the rate falls from 0.5 to 0.1
+    assert_close(jax.tree.map(lambda u: 0.2 * u, start), late)
+    assert float(jnp.abs(late[1]["a"]["bias"]).max()) > 0
 
 
 @pytest.mark.parametrize("name", ["lion", "optax.adamw", "optax.contrib.muon"])
@@ -162,3 +181,49 @@ def test_the_average_is_what_is_evaluated():
     assert bool(
         jnp.all(jnp.abs(served["a"]["kernel"] - last["a"]["kernel"])[GRADS["a"]["kernel"] != 0] > 0)
     )
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            [
+                "--config.optimizer.schedule.name=wsd_s_schedule",
+                "--config.optimizer.schedule.kwargs={'budgets': (10, 20, 24)}",
+            ],
+            lambda: optim.wsd_s_schedule(3e-3, budgets=(10, 20, 24)),
+        ),
+        (
+            [
+                "--config.optimizer.schedule.name=cyclic_cosine_schedule",
+                "--config.optimizer.schedule.kwargs={'budgets': [12, 24], 'end_value': 1e-4}",
+            ],
+            lambda: optim.cyclic_cosine_schedule(3e-3, budgets=(12, 24), end_value=1e-4),
+        ),
+        (
+            [
+                "--config.optimizer.schedule.name=array_schedule",
+                "--config.optimizer.schedule.kwargs={'values': (1.0, 0.5, 0.0)}",
+            ],
+            lambda: optim.array_schedule((1.0, 0.5, 0.0), peak_value=3e-3, total_steps=24),
+        ),
+    ],
+)
+def test_schedules_with_tuples_are_given_on_the_command_line(flags, expected):
+    config = parse([f"--config={TINY}", "--workdir=x", *flags])[0]
+    built = build_schedule(config.optimizer.schedule, config.optimizer.learning_rate, config.steps)
+    wanted = expected()
+    assert [float(built(t)) for t in range(25)] == [float(wanted(t)) for t in range(25)]
+
+
+def test_norms_are_recorded_before_clipping():
+    config = Optimizer("optax.sgd", 0.1, CONSTANT, clip_norm=0.1, record_norms="l2")
+    tx, _ = build_optimizer(config, 3, PARAMS)
+    _, state = jax.jit(tx.update)(GRADS, tx.init(PARAMS), PARAMS)
+    assert state[0].norms[0] == pytest.approx(float(optax.tree.norm(GRADS)))
+
+
+def test_an_optimizer_inside_another_records_no_norms():
+    inner = Optimizer("optax.sgd", 0.1, CONSTANT, record_norms="l2")
+    with pytest.raises(UserError, match="set that of the outermost optimizer, which sees all"):
+        build_optimizer(Optimizer("muon", 0.1, CONSTANT, {"auxiliary": inner}), 3, PARAMS)

@@ -36,6 +36,7 @@ def fail(capsys: pytest.CaptureFixture, *argv: str) -> str:
         (["--config.accumulation=3"], ["config.batch_size = 8", "config.accumulation = 3"]),
         (["--config.mesh.data=4"], ["wants 4 devices; this machine has 1"]),
         (["--config.on_nonfinite=ignore"], ["'ignore'", "'stop', 'skip'"]),
+        (["--config.optimizer.record_norms=l3"], ["is 'l3'; accepted: '', 'l1', 'l2'"]),
         (["--config.optimizer.name=lyon"], ["'lyon' names no function of optim"]),
         (["--config.optimizer.frozen=('[',)"], ["'[' is not a regular expression"]),
         (["--config.task.text=/nowhere"], ["config.task", "/nowhere"]),
@@ -67,7 +68,9 @@ def test_a_workdir_that_cannot_be_written_is_refused(capsys, tmp_path):
 
 
 def test_an_unknown_command_is_refused(capsys):
-    assert "'trian' is no command; accepted: run, list" in fail_with_usage(capsys, "trian")
+    assert "'trian' is no command; accepted: run, branch, refine, merge, list" in fail_with_usage(
+        capsys, "trian"
+    )
 
 
 def fail_with_usage(capsys: pytest.CaptureFixture, *argv: str) -> str:
@@ -126,6 +129,16 @@ def test_a_workdir_of_another_config_is_left_alone(finished, tmp_path, capsys):
     error = fail(capsys, *argv)
     assert "optimizer.learning_rate is 0.003 there and 1.0 here" in error
     assert contents(workdir) == before
+
+
+def test_a_run_from_before_a_field_existed_goes_on(finished, tmp_path):
+    workdir = copy(finished, tmp_path)
+    record = json.loads((workdir / "config.json").read_text())
+    assert record["config"]["optimizer"].pop("record_norms") == ""
+    (workdir / "config.json").write_text(json.dumps(record))
+    assert main(["run", f"--config={TINY}", f"--workdir={workdir}"]) == 0
+    again = json.loads((workdir / "config.json").read_text())
+    assert again["config"]["optimizer"]["record_norms"] == "" and not again["earlier_configs"]
 
 
 def test_allowed_changes_are_remembered(finished, tmp_path, capsys):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.checkpoints import Counters
 from experiments.config import Config, Mesh, Optimizer, Schedule, UserError
 from experiments.mesh import make_mesh
 from experiments.records import Records, read_metrics
@@ -121,10 +122,10 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch, stop)
     config = make_config()
     whole = run(config, tmp_path / "whole")
 
-    def interrupted(self: Records, step: int, *rest: Any) -> None:
-        if step == stop:
+    def interrupted(self: Records, counters: Counters, *rest: Any) -> None:
+        if counters.step == stop:
             raise Interrupted
-        original(self, step, *rest)
+        original(self, counters, *rest)
 
     original = Records.step
     monkeypatch.setattr(Records, "step", interrupted)

@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SLOW = ("coming_from_jaxopt",)
+SLOW = ("coming_from_jaxopt", "schedules")
 
 
 def test_there_are_notebooks():

@@ -30,6 +30,8 @@ def rows(tx, params=PARAMS):
         (optax.sgd(0.1), "-", 0, 0),
         (optim.keep_if_finite(optax.adam(1e-3)), "adam", 8, 12),
         (optax.chain(optim.lion(1e-3), optim.params_ema(0.9)), "lion, params_ema", 8, 4),
+        (optim.params_tail_average(2), "params_tail_average", 4, 4),
+        (optim.params_lawa(3, 2), "params_lawa", 12, 8),
         (optim.inject_hyperparams(optim.lion)(1e-3), "lion", 4, 4 * 4 + 4),
     ],
 )

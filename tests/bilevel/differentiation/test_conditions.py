@@ -238,6 +238,7 @@ def active_inequalities():
     return g, np.asarray(g @ free) + np.array([-0.5, 5.0])
 
 
+@pytest.mark.slow
 def test_a_qp_with_inequalities_and_the_same_in_conic_form():
     with jax.enable_x64(True):
         g, h = active_inequalities()

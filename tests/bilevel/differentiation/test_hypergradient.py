@@ -190,6 +190,7 @@ def test_each_term_of_the_bound_is_reached_alone(term):
             assert jax.jit(functools.partial(call, constants=fewer))(2.0, y)[2].bound < error / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ridge", "logistic"])
 def test_the_estimate_is_the_error_to_first_order(name):
     with jax.enable_x64(True):

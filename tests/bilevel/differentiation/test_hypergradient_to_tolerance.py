@@ -60,6 +60,7 @@ def call(problem, name, penalties, w, state, batch, tolerance, absolute=0.0, max
 cached_case = functools.cache(case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ridge", "logistic"])
 def test_the_error_is_within_the_tolerance_and_near_its_estimate(name):
     with jax.enable_x64(True):
@@ -133,6 +134,7 @@ def test_an_absolute_tolerance_alone():
         assert 1e-12 < np.linalg.norm(gradient - wanted) <= 1e-7
 
 
+@pytest.mark.slow
 def test_what_cannot_be_reached_is_not_claimed():
     """At rounding the residuals no longer fall, and it stops; as it does where rounds run out."""
     problem, batch, penalties, _ = cached_case("ridge")
@@ -147,6 +149,7 @@ def test_what_cannot_be_reached_is_not_claimed():
     assert info.converged and info.rounds == 2
 
 
+@pytest.mark.slow
 def test_an_estimate_whose_solves_failed_certifies_nothing():
     with jax.enable_x64(True):
         curvatures = jnp.geomspace(1.0, 100.0, 10)

@@ -235,6 +235,7 @@ def test_the_preconditioner_is_built_at_the_solution_and_transposed():
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 def test_ridge_is_added_to_the_diagonal_for_the_derivative_alone():
     singular = jnp.array([[1.0, 1.0], [1.0, 1.0]])
 
@@ -255,6 +256,7 @@ def test_ridge_is_added_to_the_diagonal_for_the_derivative_alone():
 DIAGONAL = np.geomspace(1.0, 100.0, 10).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_a_solve_that_did_not_converge_shows_where_asked(symmetric):
     method = optim.cg if symmetric else optim.gmres

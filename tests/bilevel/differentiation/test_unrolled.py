@@ -35,6 +35,7 @@ X = {"w": np.array([[0.5, -0.2], [0.3, 0.4]]), "c": np.array(0.7)}
 Y = {"a": np.array([1.0, -0.5]), "b": np.array(0.3)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_derivatives_in_every_mode_and_twice(options):
     assert_derivatives(curved(options), X, Y, twice="checkpoint_every" not in options)
@@ -127,6 +128,7 @@ def memory(how, num_steps):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_of_unrolled_checkpointed_forward_and_implicit():
     """All T states and what they keep; about the root of T of them; none."""
     unrolled = [memory({"checkpoint_every": 1000}, steps) for steps in (10, 100, 1000)]

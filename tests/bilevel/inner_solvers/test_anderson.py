@@ -88,6 +88,7 @@ def test_jaxopts_affine_and_sine_problems_in_no_more_steps_than_theirs():
             assert info.iterations <= 1.2 * state.iter_num
 
 
+@pytest.mark.slow
 def test_derivatives_of_a_fixed_point_with_a_jacobian_that_is_not_symmetric():
     matrix, offset = affine(4, 0.5)
 

@@ -134,6 +134,7 @@ def test_a_factor_of_a_non_negative_factorisation_and_the_group_lasso_and_logist
     np.testing.assert_allclose(g + 0.3 * x, 0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_batch_counts_for_each_member_and_what_did_not_converge_is_told():
     with jax.enable_x64(True):
         x, y = jnp.asarray(X), jnp.asarray(elastic_net_target())

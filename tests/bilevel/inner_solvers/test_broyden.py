@@ -101,6 +101,7 @@ def test_jaxopts_problem_has_their_root():
     np.testing.assert_allclose(y, wanted, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_derivatives_of_a_root_with_a_jacobian_that_is_not_symmetric():
     matrix, offset = sine(4)
 

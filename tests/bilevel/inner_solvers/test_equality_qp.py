@@ -51,6 +51,7 @@ def test_q_need_be_positive_on_the_null_space_alone():
     np.testing.assert_allclose(y, [3], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_derivatives_by_all_four_of_primal_and_dual():
     """Entries of Q are moved one apart from its mirror image, which the symmetric part halves."""
     assert_derivatives(lambda *p: solve(*p)[0], *problem(4, 2), within=1e-8)

@@ -82,6 +82,7 @@ def test_kl_of_large_logarithms_does_not_overflow():
     assert jnp.isfinite(jax.jit(jax.jacobian(isotonic_kl))(y, jnp.zeros(3))).all()
 
 
+@pytest.mark.slow
 def test_derivatives_by_y_and_weights():
     y, weights = sample(8)
 

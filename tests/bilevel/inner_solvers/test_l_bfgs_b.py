@@ -51,6 +51,7 @@ def test_rosenbrock_in_boxes_is_scipys(lower, upper):
         np.testing.assert_allclose(info.residual, residual, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_a_quadratic_program_meets_its_conditions_and_is_jaxopts():
     q, c = quadratic(30)
     with jax.enable_x64(True):
@@ -70,6 +71,7 @@ def test_a_quadratic_program_meets_its_conditions_and_is_jaxopts():
     np.testing.assert_allclose(x, wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_derivatives_by_the_objective_and_the_bounds():
     q, c = quadratic(5, seed=5)
     c = c / 2

@@ -95,6 +95,7 @@ def test_a_linear_program_is_scipys():
     np.testing.assert_allclose(c @ np.asarray(x), wanted.fun, rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("twice", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_derivatives_by_all_of_the_program(twice):
     """Both bounds of an equality move as one; the derivative is shared between them."""
@@ -115,6 +116,7 @@ def test_derivatives_by_all_of_the_program(twice):
     assert_derivatives(solution, q, c, a, lower, room, moved=tuple(moved), within=1e-7, twice=twice)
 
 
+@pytest.mark.slow
 def test_dependent_active_rows_leave_the_derivative_of_the_minimiser():
     """x = u where x <= u is said twice: y is not unique, and no system has an inverse."""
     a = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
@@ -127,6 +129,7 @@ def test_dependent_active_rows_leave_the_derivative_of_the_minimiser():
     np.testing.assert_allclose(jax.jit(jax.jacobian(minimiser))(1.0), [1, 0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_batch_is_its_members_with_one_factorisation_for_all():
     programs = [program(seed) for seed in range(4)]
     batch = tuple(jnp.asarray(np.stack(v), jnp.float32) for v in zip(*programs))
@@ -145,6 +148,7 @@ def test_a_warm_start_at_the_solution_takes_no_step():
     np.testing.assert_array_equal(again[0], start[0])
 
 
+@pytest.mark.slow
 def test_a_certificate_proves_that_there_is_no_solution():
     """x_1 <= -1 and x_1 >= 1; and min -x_2 with x_2 >= 0."""
     a = np.array([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0]])

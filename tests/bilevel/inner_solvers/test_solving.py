@@ -41,6 +41,7 @@ def first(x):
     return square_root(x)[0]
 
 
+@pytest.mark.slow
 def test_derivatives_by_what_is_closed_over():
     """1 / (2 y) and -1 / (4 y^3) at y = 3, in each mode."""
     with jax.enable_x64(True):

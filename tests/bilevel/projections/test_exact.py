@@ -110,6 +110,7 @@ def test_box_section_of_a_tree_is_that_of_its_numbers():
         bilevel.projection_box_section(x, 0.0, 0.8, {"a": w["a"]}, 1.0)
 
 
+@pytest.mark.slow
 def test_sparse_simplex_is_jaxopts_and_the_best_of_all_supports():
     random = np.random.default_rng(0)
     x = jnp.asarray(random.normal(size=6), jnp.float32)
@@ -207,6 +208,7 @@ def test_psd_cone_derivatives_where_eigenvalues_repeat():
         np.testing.assert_allclose(found, difference, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_psd_cone_edges():
     for x, wanted in ((jnp.eye(3), jnp.eye(3)), (-jnp.eye(3), 0), (jnp.zeros((3, 3)), 0)):
         np.testing.assert_allclose(bilevel.projection_psd_cone(x), jnp.zeros((3, 3)) + wanted)

@@ -112,6 +112,7 @@ def test_too_few_steps_are_nan(form):
         FORMS[form](s, a, b, tolerance=-1)
 
 
+@pytest.mark.slow
 @by_form
 def test_zero_sums_are_zero_rows_and_derivatives_stay_finite(form):
     s = jnp.array([[1.0, 0.0, 0.3], [0.2, 0.4, 0.1]])
@@ -185,6 +186,7 @@ def test_polyhedron_without_points_is_nan():
     np.testing.assert_allclose(found, [0.5, 0.5], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_polyhedron_is_jaxopts_and_says_where_steps_ran_out():
     random = np.random.RandomState(0)
     x, a, b, g, h = (

@@ -35,6 +35,7 @@ def test_ends_by_hand():
     np.testing.assert_allclose(prox_total_variation(jnp.ones(4), 0.3), jnp.ones(4))
 
 
+@pytest.mark.slow
 def test_float32_stays_near_float64_far_from_zero():
     x = walk(1000)
     with jax.enable_x64(True):
@@ -44,6 +45,7 @@ def test_float32_stays_near_float64_far_from_zero():
     np.testing.assert_allclose(found - 1e3, exact, atol=4e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("t", [0.1, 1.0, 100.0])
 def test_derivatives(t):
     assert_derivatives(prox_total_variation, walk(12), t, 1.1)

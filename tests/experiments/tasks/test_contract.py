@@ -127,6 +127,26 @@ def test_loss_is_a_scalar_that_does_not_depend_on_the_key(case):
     same(first, second)
 
 
+def test_losses_of_samples_are_those_of_batches_of_one(case):
+    task, params = case
+    if task.losses is None:
+        assert task.facts["loss_unit"] == "objective"  # its samples are noise and have no loss
+        return
+    params, batch = moved(params), task.batches(0, 3, 4)
+    key = jax.random.key(1)
+    losses, metrics = jax.jit(task.losses)(params, batch, key)
+    assert losses.shape == (4,) and losses.dtype == jnp.float32
+    mean, expected = jax.jit(task.loss)(params, batch, key)
+    np.testing.assert_allclose(losses.mean(), mean, rtol=1e-5)
+    assert metrics.keys() == expected.keys()
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
+    alone = jax.jit(task.loss)
+    for i in range(4):
+        one = jax.tree.map(lambda x: x[i : i + 1], batch)  # noqa: B023
+        np.testing.assert_allclose(losses[i], alone(params, one, key)[0], rtol=1e-4)
+
+
 def test_evaluation_is_finite_and_places_every_batch_in_one_shape(case):
     task, params = case
     shapes = []

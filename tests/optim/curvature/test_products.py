@@ -227,6 +227,7 @@ def test_serves_a_solver_inside_jit():
     np.testing.assert_allclose(step["b"], 1.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_operator_may_leave_the_function_that_made_it():
     """And another, compiled once, takes one after the other."""
     inputs, labels = jnp.arange(6.0).reshape(3, 2), jnp.array([0, 1, 1])

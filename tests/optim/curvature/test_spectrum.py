@@ -208,6 +208,7 @@ def test_density_is_near_the_spectrums_in_total_variation():
     assert unweighted.sum() * step / 2 > 0.1
 
 
+@pytest.mark.slow
 def test_probes_are_signs_that_differ_by_leaf_and_by_probe():
     seen = []
 

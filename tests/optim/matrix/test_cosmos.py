@@ -208,6 +208,7 @@ def test_a_missing_gradient_leaves_its_slice_of_the_state():
         assert (old[1] == new[1]).all() and (old[0] != new[0]).any()
 
 
+@pytest.mark.slow
 def test_newton_schulz_in_bfloat16_is_the_default_and_near():
     g = normal(0, 8, 6)
     methods = optim.scale_by_cosmos(rank=2), optim.scale_by_cosmos(rank=2, dtype=None)

@@ -5,11 +5,14 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 from tests import pretended_devices
 
 ROOT = pathlib.Path(__file__).parents[3]
 
 
+@pytest.mark.slow
 def test_stacks_spread_over_a_mesh_make_the_same_steps():
     command = [sys.executable, "-m", "tests.optim.matrix.spread"]
     done = subprocess.run(

@@ -27,6 +27,14 @@ def test_equals_wsd_without_a_stable_phase(warmup):
     np.testing.assert_allclose(ours, wsd, rtol=1e-6)
 
 
+@pytest.mark.parametrize("warmup", [0, 2**31 - 5])
+def test_the_latest_steps_are_counted(warmup):
+    total = 2**31 - 1
+    schedule = optim.linear_decay_schedule(1.0, total_steps=total, warmup_steps=warmup)
+    ours = schedule(jnp.array([total - 4, total - 2, total], jnp.int32))
+    assert ours.tolist() == ([1.0, 0.5, 0.0] if warmup else pytest.approx([0, 0, 0], abs=1e-7))
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

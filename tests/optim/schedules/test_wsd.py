@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 import optim
 
-SHAPES = ("linear", "cosine", "1-sqrt", "exponential", "harmonic")
+SHAPES = (
+    "linear",
+    "cosine",
+    "mirror-cosine",
+    "square",
+    "1-sqrt",
+    "exponential",
+    "harmonic",
+)
 PEAK, END = 0.3, 0.03
 
 
@@ -43,11 +51,20 @@ def harmonic_of_lingua(s, peak, end):
     return peak / (s / ratio + (1 - s))
 
 
+def cosine_to(s, peak, end):
+    return end + (peak - end) * np.cos(np.pi * s / 2) ** 2
+
+
 @pytest.mark.parametrize(
     ("shape", "formula"),
     [
         ("linear", lambda s, peak, end: (1 - s) * peak + s * end),
-        ("cosine", lambda s, peak, end: end + (peak - end) * np.cos(np.pi * s / 2) ** 2),
+        ("cosine", lambda s, peak, end: cosine_to(s, peak, end)),
+        (
+            "mirror-cosine",
+            lambda s, peak, end: 2 * ((1 - s) * peak + s * end) - cosine_to(s, peak, end),
+        ),
+        ("square", lambda s, peak, end: peak - (peak - end) * s * s),
         ("1-sqrt", lambda s, peak, end: peak - (peak - end) * np.sqrt(s)),
         ("exponential", lambda s, peak, end: np.exp((1 - s) * np.log(peak) + s * np.log(end))),
         ("harmonic", harmonic_of_levanter),
@@ -63,15 +80,22 @@ def test_shapes_have_their_formulas(shape, formula):
 
 
 def test_shape_of_a_decay_to_zero_at_its_middle():
-    """A quarter of the way 1 - sqrt has half of the peak, linear three quarters."""
+    """A quarter of the way 1 - sqrt has half of the peak, linear three quarters, square most."""
     at_quarter = {
         shape: float(
             optim.wsd_schedule(1.0, total_steps=100, decay_steps=100, decay_shape=shape)(25)
         )
-        for shape in ("linear", "cosine", "1-sqrt")
+        for shape in ("linear", "cosine", "mirror-cosine", "square", "1-sqrt")
     }
     assert at_quarter == pytest.approx(
-        {"linear": 0.75, "cosine": (1 + 0.5**0.5) / 2, "1-sqrt": 0.5}, rel=1e-6
+        {
+            "linear": 0.75,
+            "cosine": (1 + 0.5**0.5) / 2,
+            "mirror-cosine": 1.5 - (1 + 0.5**0.5) / 2,
+            "square": 1 - 1 / 16,
+            "1-sqrt": 0.5,
+        },
+        rel=1e-6,
     )
 
 
@@ -130,9 +154,9 @@ def test_jit_equals_python_over_a_traced_step():
         np.testing.assert_allclose([schedule(int(t)) for t in steps], traced, rtol=1e-6)
 
 
-def test_late_steps_are_counted_exactly():
+@pytest.mark.parametrize("total", [2**25, 2**31 - 1])
+def test_late_steps_are_counted_exactly(total):
     """float32 has no odd integers past 2^24."""
-    total = 2**25
     schedule = optim.wsd_schedule(1.0, total_steps=total, decay_steps=2)
     assert schedule(jnp.array([total - 2, total - 1, total])).tolist() == [1.0, 0.5, 0.0]
 
@@ -165,7 +189,7 @@ def test_peak_may_be_traced():
         ({"decay_steps": -0.1}, "decay_steps is -0.1; accepted"),
         ({"decay_steps": 5.0}, "decay_steps is 5.0; accepted: an int from 0"),
         ({"warmup_steps": 6, "decay_steps": 5}, r"is 6 \+ 5; accepted: at most total_steps = 10"),
-        ({"decay_shape": "square"}, "decay_shape is 'square'; accepted: linear, cosine, 1-sqrt"),
+        ({"decay_shape": "cubic"}, "decay_shape is 'cubic'; accepted: linear, cosine, mirror-cos"),
         ({"decay_shape": "harmonic"}, "end_value is 0.0; decay_shape 'harmonic' accepts"),
         ({"decay_shape": "exponential", "end_value": -1}, "end_value is -1; decay_shape 'expon"),
     ],

@@ -97,6 +97,7 @@ def test_a_quadratic_is_solved():
         assert int(state.curvatures) == 8
 
 
+@pytest.mark.slow
 def test_it_equals_damped_newton_at_its_radii():
     def loss(p):
         return jnp.sum(jnp.log(jnp.cosh(p))) + 0.1 * (p[0] - p[1] + 1) ** 2
@@ -260,6 +261,7 @@ def test_diagonal_products_and_matrix_agree():
                 np.testing.assert_allclose(ours, theirs, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_saddle_is_left_although_its_hessian_is_indefinite():
     """A try where H + lambda is not positive definite is rejected, and lambda grows."""
 

@@ -78,6 +78,7 @@ SLOW: list[tuple[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sketch"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 )
@@ -393,6 +394,7 @@ def test_state_keeps_its_types_and_its_program():
     assert start.tolist() == [0.3, 1.2]  # still there after the donation
 
 
+@pytest.mark.slow
 def test_strict_promotion_and_vmap_over_starts():
     algorithm = optim.sketched_newton(ellipse, circle)
     starts = jnp.array([[0.3, 1.2], [1.5, -0.5]])

@@ -82,6 +82,7 @@ def test_no_derivative_flows_through_the_start():
     assert (jax.grad(first)(jnp.array([0.3, 0.1])) == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["b", "matrix"])
 def test_leaves_that_do_not_depend_on_what_is_differentiated(where):
     """x = b, y + 2 x = 1 has y = 1 - 2 b; and x = 1, y + a x = 1 has y = 1 - a."""

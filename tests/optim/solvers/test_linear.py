@@ -211,6 +211,7 @@ def test_bfloat16_reaches_its_own_rounding():
     assert info.residual < 4 * rounding and not info.converged and info.iterations < 100
 
 
+@pytest.mark.slow
 def test_leaves_of_several_dtypes():
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         b = {"half": jnp.ones(2, jnp.bfloat16), "double": jnp.ones(3, jnp.float64)}

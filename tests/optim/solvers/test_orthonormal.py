@@ -81,6 +81,7 @@ def test_rows_and_columns_of_zeros_are_no_trouble():
     np.testing.assert_allclose(new.T @ new, np.eye(40), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_orthogonal_iteration_by_either_way_finds_the_eigenvectors():
     a, q = symmetric(20, 1e6)
     with jax.enable_x64(True):

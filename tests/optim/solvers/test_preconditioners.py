@@ -26,6 +26,7 @@ def test_jacobi_undoes_the_units_of_the_unknowns():
         assert steps(scaled, b, jacobi) <= 2 * steps(plain, b) < steps(scaled, b)
 
 
+@pytest.mark.slow
 def test_nystrom_takes_out_the_largest_eigenvalues():
     with jax.enable_x64(True):
         q = jnp.linalg.qr(jax.random.normal(jax.random.key(1), (40, 40)))[0]

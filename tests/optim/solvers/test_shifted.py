@@ -83,6 +83,7 @@ def test_what_is_not_positive_definite_answers_nan():
     np.testing.assert_allclose(solve(2.0), np.array([1.0, 0.25]), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_widened_and_comes_back():
     """x = (H + 1)^-1 b = 5 / 4, of which bfloat16 has all digits, as it has not of v'v = 257."""
     b = jnp.full(257, 1.25, jnp.bfloat16)

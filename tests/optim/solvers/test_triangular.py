@@ -15,7 +15,9 @@ def factor(n, seed=0):
     return np.linalg.cholesky(basis * np.geomspace(1, 1e6, n) @ basis.T)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 8, 13])
+@pytest.mark.parametrize(
+    "n", [1, 13, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 8))]
+)
 def test_agrees_with_lapack(n):
     matrix = factor(n)
     with jax.enable_x64(True):

@@ -182,6 +182,7 @@ def test_all_coordinates_are_gradient_descent():
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", [N, [list(range(N))]])
 def test_all_coordinates_with_newton_end_at_the_minimum_of_a_quadratic(blocks):
     with jax.enable_x64(True):
@@ -232,6 +233,7 @@ def coupled(seed, n=60, common=0.5):
     return unscaled, features.T @ rng.normal(size=40), np.exp(2 * rng.normal(size=n))
 
 
+@pytest.mark.slow
 def test_thresholding_does_not_depend_on_units():
     with jax.enable_x64(True):
         for seed in range(5):
@@ -301,6 +303,7 @@ def test_random_blocks_are_uniform(blocks):
     assert len(np.unique(drawn, axis=0)) == (15 if blocks == 2 else 3)
 
 
+@pytest.mark.slow
 def test_arguments_of_the_update_replace_those_of_the_constructor():
     """A Newton step on a loss that is not quadratic, with the Hessian where it is."""
 

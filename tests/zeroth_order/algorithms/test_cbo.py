@@ -103,6 +103,7 @@ def test_without_noise_distances_shrink_at_the_rate_of_the_drift():
     np.testing.assert_allclose(apart(state.particles), 0.7**5 * apart(particles()), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "dimension"), [("anisotropic", 1), ("isotropic", 4)])
 def test_noise_has_the_size_that_the_equations_say(noise, dimension):
     """E ||x - c||^2 grows by (1 - drift dt)^2 + sigma^2 dt, times d for isotropic noise.
@@ -151,6 +152,7 @@ def test_it_finds_the_lowest_of_many_minima():
     np.testing.assert_allclose(info.consensus[-1], 1.0, atol=0.05)
 
 
+@pytest.mark.slow
 def test_particles_are_scattered_around_a_point():
     algorithm = zeroth_order.cbo(square, around=(4000, 0.5))
     point = {"w": jnp.array([2.0, -1.0], jnp.bfloat16), "b": jnp.array(3.0)}

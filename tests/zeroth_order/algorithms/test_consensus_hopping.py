@@ -38,6 +38,7 @@ def test_a_step_by_hand():
     assert info.evaluations == 5 and info.learning_rate == 1 and state.step == 1
 
 
+@pytest.mark.slow
 def test_limits_of_alpha_and_sigma():
     point, target = {"w": jnp.array([1.0, -2.0])}, jnp.zeros(2)
     state, info = stepped(square, point, target, sigma=0.3, alpha=1e7, samples=9)
@@ -66,6 +67,7 @@ def test_on_a_slope_the_mean_step_is_gradient_descent():
     np.testing.assert_allclose(steps.mean(axis=0), -alpha * sigma**2 * slope, atol=0.02)
 
 
+@pytest.mark.slow
 def test_parameters_are_a_function_of_the_first_ones_and_of_what_was_told():
     def loss(p, tokens):
         logits = model(p, tokens)

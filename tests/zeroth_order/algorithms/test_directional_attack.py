@@ -94,6 +94,7 @@ def network(x):
     return x
 
 
+@pytest.mark.slow
 def test_attacks_reach_in_few_steps_what_direct_search_does_not():
     def loss(y):
         return jnp.sum((y - 0.6) ** 2)
@@ -106,6 +107,7 @@ def test_attacks_reach_in_few_steps_what_direct_search_does_not():
     assert max(found[True]) < min(found[False])
 
 
+@pytest.mark.slow
 def test_no_point_that_breaks_a_constraint_is_kept():
     def constraint(y):
         return jnp.stack([1.0 - y[0], y[1] - 2.0])

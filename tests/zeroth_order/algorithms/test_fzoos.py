@@ -113,6 +113,7 @@ def test_a_round_that_does_not_lower_the_mean_is_undone(scale):
     assert jnp.isfinite(state.shared).all()
 
 
+@pytest.mark.slow
 def test_what_is_counted_is_what_was_asked_for_and_the_last_is_kept():
     update, state = begun()
     for _ in range(6):
@@ -125,6 +126,7 @@ def test_what_is_counted_is_what_was_asked_for_and_the_last_is_kept():
     np.testing.assert_allclose(state.queries.losses, expected)
 
 
+@pytest.mark.slow
 def test_active_queries_are_those_of_largest_variance():
     points = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (20, 2)))
     found = surrogates.matern_process(

@@ -1,4 +1,4 @@
-"""The average of parameters: weights, digits, start, dtypes, masks."""
+"""Running averages of parameters: weights, digits, start, dtypes, masks."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,11 @@ import optim
 
 
 def walk(decay, positions, dtype=jnp.float32):
-    """Parameters that step through the positions; the state after each."""
-    tx = optim.params_ema(decay)
+    """Parameters that step through the positions; the state of params_ema after each."""
+    return walk_with(optim.params_ema(decay), positions, dtype)
+
+
+def walk_with(tx, positions, dtype=jnp.float32):
     params = jnp.zeros(np.shape(positions[0]), dtype)
     state, states = tx.init(params), []
     for position in positions:
@@ -36,6 +39,35 @@ def test_weights_are_those_of_the_debiased_average():
             jnp.asarray(positions),
         )
         np.testing.assert_allclose(states[-1].average, served.ema / (1 - 0.9**12), rtol=1e-12)
+
+
+@pytest.mark.parametrize("start", [0, 1, 5])
+def test_a_tail_average_is_the_mean_after_its_start(start):
+    positions = np.random.default_rng(1).normal(size=(12, 3))
+    with jax.enable_x64(True):
+        tx = optim.params_tail_average(start)
+        _, states = walk_with(tx, jnp.asarray(positions), jnp.float64)
+        for t, state in enumerate(states, start=1):
+            expected = positions[min(start, t - 1) : t].mean(axis=0)
+            np.testing.assert_allclose(state.average, expected, rtol=1e-12)
+
+
+def test_the_mean_of_a_quadratic_under_noise_is_closer_than_its_last_iterate():
+    """Polyak and Ruppert: from noise of every step the mean of n iterates keeps 1 / n of it."""
+    noise = np.random.default_rng(2).normal(size=(2000, 4)).astype(np.float32)
+    tx = optax.chain(optax.sgd(0.5), optim.params_tail_average(200))
+
+    def step(carry, xi):
+        params, state = carry
+        updates, state = tx.update(params + xi, state, params)
+        return (optim.apply_updates(params, updates), state), None
+
+    start = jnp.full(4, 3.0)
+    (params, state), _ = jax.lax.scan(step, (start, tx.init(start)), jnp.asarray(noise))
+    # The mean of 1800 iterates is that of as many -xi, whose deviation is 1800^(-1/2).
+    served = optim.evaluation_params(state, params)
+    np.testing.assert_allclose(served, -noise[199:1999].mean(axis=0), atol=3e-3)
+    assert jnp.linalg.norm(served) < jnp.linalg.norm(params) / 5
 
 
 @pytest.mark.parametrize("decay", [0.9999, 0.999999])
@@ -126,6 +158,9 @@ def test_errors_name_the_argument():
     for decay in (1.0, -0.5):
         with pytest.raises(ValueError, match=f"params_ema: decay is {decay}; accepted: 0 <= decay"):
             optim.params_ema(decay)
-    tx = optim.params_ema(0.5)
-    with pytest.raises(ValueError, match="params_ema: params is None; call update"):
-        tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
+    with pytest.raises(ValueError, match="params_tail_average: start is -1; accepted: start >= 0"):
+        optim.params_tail_average(-1)
+    named = {"ema": optim.params_ema(0.5), "tail_average": optim.params_tail_average(0)}
+    for name, tx in named.items():
+        with pytest.raises(ValueError, match=f"params_{name}: params is None; call update"):
+            tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
