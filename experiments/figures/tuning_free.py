@@ -16,7 +16,8 @@ under the share of workloads within a factor of the fastest, up to a factor of 4
 
 Two designs were run before this one, and changed for reasons that hold whatever they showed: the
 first chose settings by their last loss, tried one weight decay for all and a chain twice as large
-(no part held); the second took eight Halton points, which leave the ends of ranges out (as here).
+(no part held); the second took eight Halton points, which leave the ends of ranges out (the
+parts that hold are those of now).
 
 *Reference*: Kasimbeg, Roulet, Agarwal, Medapati, Pedregosa, Agarwala, Dahl, 2025, arXiv 2505.24005.
 """
