@@ -84,8 +84,56 @@ DEFAULTS = {
         "optax.contrib.cocob", 1.0, _schedule(), {"alpha": 100.0, "weight_decay": 0.0}
     ),
 }
-# What the calibration chose; `values` of the targets' table.
-CALIBRATED: dict[str, dict[str, float]] = {}
+# What the calibration chose, to four digits.
+CALIBRATED: dict[str, dict[str, float]] = {
+    "nadamw": {
+        "warmup_steps": 0.0125,
+        "decay_steps": 0.0,
+        "weight_decay": 0.000154,
+        "b1": 0.9534,
+        "learning_rate": 0.02371,
+    },
+    "dog": {
+        "warmup_steps": 0.0125,
+        "decay_steps": 0.0,
+        "weight_decay": 7.7e-08,
+        "init_step": 1.778e-05,
+    },
+    "dowg": {
+        "warmup_steps": 0.1125,
+        "decay_steps": 0.0,
+        "weight_decay": 4.33e-07,
+        "init_estim_sq_dist": 0.0001778,
+    },
+    "dadapt_adam": {
+        "warmup_steps": 0.1375,
+        "decay_steps": 0.8,
+        "weight_decay": 0.02738,
+        "b1": 0.7467,
+    },
+    "prodigy": {"warmup_steps": 0.1625, "decay_steps": 0.5, "weight_decay": 0.06494, "b1": 0.9763},
+    "mechanic": {"warmup_steps": 0.1375, "decay_steps": 0.8, "weight_decay": 0.02738, "b1": 0.7467},
+    "momo": {"warmup_steps": 0.0625, "decay_steps": 0.8, "weight_decay": 1.027e-06, "beta": 0.8713},
+    "momo_adam": {
+        "warmup_steps": 0.0125,
+        "decay_steps": 0.0,
+        "weight_decay": 0.000154,
+        "b1": 0.9534,
+    },
+    "schedule_free": {
+        "warmup_steps": 0.1875,
+        "decay_steps": 0.5,
+        "weight_decay": 0.00487,
+        "b1": 0.8194,
+        "learning_rate": 0.07499,
+    },
+    "cocob": {
+        "warmup_steps": 0.0375,
+        "decay_steps": 0.0,
+        "weight_decay": 5.774e-06,
+        "alpha": 23.71,
+    },
+}
 
 
 def with_values(name: str, values: dict[str, float]) -> Optimizer:

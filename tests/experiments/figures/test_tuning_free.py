@@ -10,6 +10,7 @@ import pytest
 import optim
 from experiments.config import UserError
 from experiments.configs.classification.tuning_free import (
+    CALIBRATED,
     DEFAULTS,
     get_config,
     with_values,
@@ -72,6 +73,12 @@ def test_trials_lie_in_the_space_and_replace_what_they_name():
 
 def test_configs_by_name():
     assert get_config("dog").optimizer == DEFAULTS["dog"]
+    base = get_config("mechanic-calibrated").optimizer.kwargs["base_optimizer"]
+    assert base.kwargs["b1"] == CALIBRATED["mechanic"]["b1"]
+    for method, values in CALIBRATED.items():  # each is one of the trials
+        rounded = [{k: float(f"{v:.4g}") for k, v in t.items()} for t in target.trials(method, 8)]
+        assert values in rounded
+    assert set(CALIBRATED) == set(DEFAULTS)
     for name in ("sgd", "dog-tuned"):
         with pytest.raises(UserError, match=rf"tuning_free.py:{name}: accepted: nadamw, dog"):
             get_config(name)
