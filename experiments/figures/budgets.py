@@ -46,8 +46,9 @@ RUNS = Path("runs", "budgets")
 PEAK = get_config().optimizer.learning_rate
 END = PEAK / 10
 SMALL = (  # the flags of a trial
-    "--config.task.length=16",
-    *("--config.task.model.width=16", "--config.task.model.hidden=16"),
+    *("--config.task.length=16", "--config.task.text=experiments/configs"),
+    *("--config.task.model.width=16", "--config.task.model.layers=1"),
+    "--config.task.model.hidden=16",
 )
 
 
