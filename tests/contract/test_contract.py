@@ -26,7 +26,8 @@ NAMES = {row.name for row in ROWS}
 # Rows that take seconds to compile; what wraps them compiles them again.
 LONG = {
     *("kron", "shampoo", "mfac", "with_curvature", "soap", "prodigy of slices", "cosmos"),
-    *("regularized_newton", "gradient_noise", "schedule_free_radam", "dadapt_adam"),
+    *("regularized_newton", "gradient_noise", "schedule_free_radam", "dadapt_adam", "prodigy"),
+    *("greedy_block_descent", "keep_if_finite", "with_gradient_change", "adahessian", "lamb"),
 }
 WRAPPING = {"masked", "partition", "multi_steps", "inject_hyperparams", "vmap_over_rates"}
 

@@ -114,6 +114,7 @@ def test_masked_leaves_keep_their_paths_and_need_no_rule():
     assert matrices.group_matrices("muon", masked, without) == (group,)
 
 
+@pytest.mark.slow
 def test_stack_and_unstack_are_inverse():
     leaves, structure = jax.tree.flatten(PARAMS)
     leaves = [jax.random.normal(jax.random.key(i), x.shape) for i, x in enumerate(leaves)]

@@ -64,6 +64,7 @@ def test_ridge(kind):
     assert_solution(attached, ridge, 0.3, X, Y, twice=kind == "stationary")
 
 
+@pytest.mark.slow
 def test_newtons_map_is_flat_at_the_root_and_finds_it_in_one_step_where_linear():
     with jax.enable_x64(True):
         step = bilevel.newton_map(lambda y: {"a": Q @ y["a"] + C})
@@ -343,6 +344,7 @@ def test_kkt_of_trees_and_of_a_constraint_that_is_not_linear():
     assert_solution(attached, exact, np.array([1.0, -2.0, 0.5]), 1.7)
 
 
+@pytest.mark.slow
 def test_a_batch_and_float32_and_bfloat16():
     def solution(strength):
         step = bilevel.proximal_gradient_map(

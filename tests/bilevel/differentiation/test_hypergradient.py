@@ -232,6 +232,7 @@ def quadratic(eigenvalues):
     return problem, a, b
 
 
+@pytest.mark.slow
 def test_products_are_counted():
     """As many steps as distinct eigenvalues, one for the solve's residual, one for the last."""
     calls = []
@@ -251,6 +252,7 @@ def test_products_are_counted():
         np.testing.assert_allclose(gradient, np.linalg.solve(a, b), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_an_adjoint_that_did_not_converge_warns_where_that_is_known():
     problem, *_ = quadratic(np.geomspace(1, 100, 20))
     zeros = jnp.zeros(20)

@@ -123,6 +123,7 @@ def test_a_warm_start_spends_less_along_an_outer_descent():
         assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, cold())
 
 
+@pytest.mark.slow
 def test_an_absolute_tolerance_alone():
     with jax.enable_x64(True):
         problem, batch, penalties, _ = cached_case("ridge")

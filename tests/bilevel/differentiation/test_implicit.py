@@ -96,6 +96,7 @@ def minimise_by_scipy(w, *args):
     return w
 
 
+@pytest.mark.slow
 def test_logistic_regression_by_a_solver_that_cannot_be_traced_against_finite_differences():
     with jax.enable_x64(True):
         x, y, x_validation, y_validation = map(jnp.asarray, digits_in_two(features=4))

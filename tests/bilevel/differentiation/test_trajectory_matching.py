@@ -54,6 +54,7 @@ def written_out(x, rate, start, target, batches, detached=True):
     )
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_detached_trajectory():
     with jax.enable_x64(True):
         given = problem(steps=3)

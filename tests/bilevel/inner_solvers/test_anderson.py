@@ -69,6 +69,7 @@ def test_the_first_steps_by_hand():
     np.testing.assert_allclose(found, wanted, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_jaxopts_affine_and_sine_problems_in_no_more_steps_than_theirs():
     matrix, offset = affine(20, 0.95)
     with jax.enable_x64(True):

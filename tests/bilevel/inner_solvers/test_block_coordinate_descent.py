@@ -31,6 +31,7 @@ def solved_elastic_net(strengths, x, y, **options):
     )
 
 
+@pytest.mark.slow
 def test_the_elastic_net_has_the_value_and_derivatives_of_its_closed_form():
     def attached(*arguments):
         return solved_elastic_net(*arguments, tolerance=1e-12, max_steps=5000, solve=direct)[0]
@@ -74,6 +75,7 @@ def test_the_same_as_jaxopt_in_fewer_sweeps():
         assert info.converged and 3 * info.iterations < theirs.state.iter_num
 
 
+@pytest.mark.slow
 def test_the_dual_of_the_multiclass_support_vector_machine():
     random = np.random.default_rng(0)
     with jax.enable_x64(True):

@@ -19,6 +19,7 @@ def tridiagonal(y):
     return (3 - 2 * y) * y - left - 2 * right + 1
 
 
+@pytest.mark.slow
 def test_steps_are_those_of_the_dense_method():
     """H = I / 5, then the update of the inverse, with steps of 1, which this start allows."""
     size, y, h = 5, np.full(5, -0.4), 0.2 * np.eye(5)
@@ -88,6 +89,7 @@ def sine(size, seed=0):
     return random.normal(size=(size, size)) / (2 * size**0.5), random.normal(size=size)
 
 
+@pytest.mark.slow
 def test_jaxopts_problem_has_their_root():
     matrix, offset = sine(12)
     with jax.enable_x64(True):

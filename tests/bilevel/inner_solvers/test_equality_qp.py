@@ -57,6 +57,7 @@ def test_derivatives_by_all_four_of_primal_and_dual():
     assert_derivatives(lambda *p: solve(*p)[0], *problem(4, 2), within=1e-8)
 
 
+@pytest.mark.slow
 def test_functions_of_trees_have_the_solution_and_derivatives_of_arrays():
     q, c, a, b = problem()
     with jax.enable_x64(True):

@@ -53,6 +53,7 @@ def test_l2_is_sklearns(size, increasing):
         np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Numba could not be imported")
 @pytest.mark.filterwarnings("ignore:jax.nn.one_hot input should be integer-typed")
 def test_l2_and_its_jacobian_are_jaxopts_apart_from_the_1e_8_that_it_adds_to_lengths():

@@ -31,6 +31,7 @@ def test_least_squares_on_the_simplex_where_one_weight_is_zero(geometry):
     assert_solution(attached, on_the_simplex, X, SIMPLEX_Y)
 
 
+@pytest.mark.slow
 def test_the_dual_of_the_multiclass_support_vector_machine():
     """jaxopt's problem: by entropy, Euclid and jaxopt the same, with a small duality gap."""
     random = np.random.default_rng(0)
@@ -67,6 +68,7 @@ def test_the_dual_of_the_multiclass_support_vector_machine():
         np.testing.assert_allclose(x.T @ found, x.T @ euclidean, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_schedule_and_a_tree():
     c = {"a": jnp.array([1.0, 0.0, -1.0]), "b": jnp.zeros((2, 2))}
 

@@ -59,6 +59,7 @@ def test_rows_of_different_sizes_are_equilibrated():
     assert_optimal(given, x, y, 1e-5)
 
 
+@pytest.mark.slow
 def test_jaxopts_box_program_has_their_solution():
     given = program(2, n=5, m=9)
     with jax.enable_x64(True):
@@ -96,7 +97,7 @@ def test_a_linear_program_is_scipys():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("twice", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("twice", [False, True])
 def test_derivatives_by_all_of_the_program(twice):
     """Both bounds of an equality move as one; the derivative is shared between them."""
     q, c, a, lower, upper = program(3, n=4, m=8)

@@ -56,6 +56,7 @@ def test_least_squares_on_the_simplex():
     assert_solution(attached, on_the_simplex, X, SIMPLEX_Y)
 
 
+@pytest.mark.slow
 def test_the_default_solve_is_as_exact_as_its_tolerance_in_float32():
     x, y = jnp.asarray(X, jnp.float32), jnp.asarray(elastic_net_target(), jnp.float32)
     strengths, moved = jnp.asarray(STRENGTHS, jnp.float32), jnp.array([1.0, 0.5])
@@ -68,6 +69,7 @@ def test_the_default_solve_is_as_exact_as_its_tolerance_in_float32():
     np.testing.assert_allclose(found, pushed(elastic_net), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lasso_on_jaxopts_problem_and_a_residual_where_its_line_search_stalls():
     x, y = datasets.make_regression(n_samples=100, n_features=20, random_state=0)
     with jax.enable_x64(True):

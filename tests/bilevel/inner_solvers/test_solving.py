@@ -54,6 +54,7 @@ def test_derivatives_by_what_is_closed_over():
                 np.testing.assert_allclose(found, -1 / 108, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_vmap_reports_each_member():
     with jax.enable_x64(True):
         y, info = jax.jit(jax.vmap(square_root))(jnp.array([1.0, 9.0, 1e4]))

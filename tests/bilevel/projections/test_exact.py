@@ -135,6 +135,7 @@ def test_sparse_simplex_is_jaxopts_and_the_best_of_all_supports():
     np.testing.assert_allclose(jnp.sum((found - x) ** 2), best, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_sparse_simplex_edges():
     x = jnp.array([1.0, 1.0, 1.0, -jnp.inf])
     assert (bilevel.projection_sparse_simplex(x, 2) == jnp.array([0.5, 0.5, 0, 0])).all()

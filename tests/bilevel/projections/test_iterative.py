@@ -160,6 +160,7 @@ def test_polyhedron_meets_its_conditions_where_many_constraints_are_active():
     assert (multipliers[2:] > 0).all()
 
 
+@pytest.mark.slow
 def test_polyhedron_that_is_a_box_a_simplex_or_everything():
     x = jnp.array([2.0, -1.0, 0.3])
     eye, none = jnp.eye(3), (jnp.zeros((0, 3)), jnp.zeros(0))

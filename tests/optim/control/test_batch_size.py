@@ -113,6 +113,7 @@ def test_a_gaussian_of_known_variance():
     assert_close(wanted({"x": jnp.asarray(grouped, jnp.float32)}, 8), expected, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_moments_merge_to_those_of_all_at_once():
     """By parts of unequal size and, in a scan from zeros, by one group at a time."""
     with jax.enable_x64(True):

@@ -75,6 +75,7 @@ def test_bartlett_counts_every_prediction_of_a_sequence():
     np.testing.assert_allclose(found, 8 * gradient**2, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_empirical_fisher_is_the_mean_square_of_the_gradients():
     with jax.enable_x64(True):
         params, inputs, predict, _ = problem()

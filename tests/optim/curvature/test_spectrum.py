@@ -110,6 +110,7 @@ def test_top_eigenpairs_of_a_dense_matrix():
             assert np.abs(values - value).min() <= residual
 
 
+@pytest.mark.slow
 def test_a_start_of_two_eigenvectors_sees_two_eigenvalues():
     """What is missing is nan or of no weight, and nothing is not finite."""
     values = jnp.array([1.0, 0.0, 0.0, 5.0, 5.0, -2.0])

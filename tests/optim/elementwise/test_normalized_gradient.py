@@ -81,6 +81,7 @@ def test_losses_too_small_for_one_minus_exp_still_give_whole_steps():
     np.testing.assert_allclose(updates, [1.0, 0.0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_class_softmax_is_the_logistic_rule():
     rng = np.random.default_rng(2)
     points, kernel = rng.normal(size=(9, 4)), rng.normal(size=(4, 2))

@@ -158,6 +158,7 @@ def test_hyperparams_can_be_injected():
     assert {"learning_rate", "d0", "d_coef", "eps", "growth_rate"} <= state.hyperparams.keys()
 
 
+@pytest.mark.slow
 def test_a_first_step_of_bfloat16_parameters_is_lost_to_rounding():
     """And d with it, unless they are rounded stochastically or d0 is larger."""
     params, tx = jnp.ones(4096, jnp.bfloat16), optim.prodigy()

@@ -200,6 +200,7 @@ def test_radam_stands_still_or_is_sgd_at_first():
     np.testing.assert_allclose(state.largest_rate, 0.1 * rectified, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_radam_becomes_adamw():
     """With b2 = 0 from the start it never does: rho stays at 1."""
     gradients = random_gradients()

@@ -197,6 +197,7 @@ def test_a_table_declared_by_its_outputs_is_its_transpose():
     np.testing.assert_allclose(table["w"].mT, kernel, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_missing_gradient_leaves_its_slice_of_the_state():
     params = {"a": jnp.zeros((4, 3)), "b": jnp.zeros((4, 3))}
     tx = optim.scale_by_cosmos(rank=2)

@@ -189,6 +189,7 @@ def test_stacked_layers_and_a_transpose_move_as_they_do_alone(arguments):
     np.testing.assert_allclose(together[:, 1].mT, flipped, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_silent_leaf_keeps_its_factors_and_a_missing_gradient_its_momentum():
     params = {"silent": jnp.ones((2, 3)), "missing": jnp.ones((2, 3)), "live": jnp.ones((2, 3))}
     tx = optim.scale_by_kron(preconditioner_update_probability=1.0, balance=never)
@@ -204,6 +205,7 @@ def test_a_silent_leaf_keeps_its_factors_and_a_missing_gradient_its_momentum():
         assert live.any() and not missing.any() and not silent.any()
 
 
+@pytest.mark.slow
 def test_the_gradient_is_seen_clean_of_the_noise_that_the_momentum_carries():
     params = jnp.ones((2, 3))
     for momentum in (True, False):
@@ -213,6 +215,7 @@ def test_the_gradient_is_seen_clean_of_the_noise_that_the_momentum_carries():
         np.testing.assert_allclose(update, 0.1, atol=0.1 * 2.0**-11.5 * 5)
 
 
+@pytest.mark.slow
 def test_vectors_do_not_decay_unless_the_mask_says_so():
     params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
     zeros = jax.tree.map(jnp.zeros_like, params)

@@ -105,6 +105,7 @@ def test_convolutions_in_the_authors_layout(shape):
     np.testing.assert_allclose(got, 2 * expected.reshape(shape).transpose(order), rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_auto_norm_goes_by_axes_and_declared_layouts():
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = {"matrix": (4, 6), "conv": (3, 4, 6), "bias": (6,), "scalar": ()}

@@ -170,6 +170,7 @@ def test_equations_replayed_in_float64(case):
     assert_close(updates, replay(gradients, **(shared | more)), 1e-6)
 
 
+@pytest.mark.slow
 def test_layouts_make_stacked_layers_and_fused_kernels_matrices_of_their_own():
     steps = draw(2, {"w": (2, 4, 5)})
     stacked, _ = run(optim.scale_by_shampoo({"w": "b m n"}, eps=1e-6), steps)

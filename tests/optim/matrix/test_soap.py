@@ -247,6 +247,7 @@ def test_a_restored_state_goes_on_between_two_refreshes():
     np.testing.assert_allclose(params, whole, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_leaf_without_gradient_keeps_its_place_in_the_stack():
     gradients = draw(0, 5, a=(4, 4), b=(4, 4))
     params = {"a": jnp.ones((4, 4)), "b": jnp.ones((4, 4))}
@@ -265,6 +266,7 @@ def test_a_leaf_without_gradient_keeps_its_place_in_the_stack():
     np.testing.assert_array_equal(params["b"], np.ones((4, 4)))
 
 
+@pytest.mark.slow
 def test_gradients_of_another_dtype_go_by_the_parameters():
     params = {"w": jnp.ones((3, 3), jnp.bfloat16)}
     tx = optim.scale_by_soap()

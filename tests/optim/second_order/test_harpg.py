@@ -89,6 +89,7 @@ def test_the_first_change_is_zero_and_integers_stand_still():
     np.testing.assert_array_equal(updates["n"], 0)
 
 
+@pytest.mark.slow
 def test_it_averages_noise_away_that_plain_normalized_descent_keeps():
     """Noise of deviation 1 in every gradient; after 400 steps the average has much less."""
     scales = jnp.array([1.0, 4.0])

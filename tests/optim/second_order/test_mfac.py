@@ -81,6 +81,7 @@ def test_a_window_of_one_divides_by_the_square():
     np.testing.assert_allclose(updates, [-0.8, -0.8], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_order_of_the_window_does_not_matter():
     gradients = jax.random.normal(jax.random.key(0), (8, 5))
     tx = optim.scale_by_mfac(4, 0.1)

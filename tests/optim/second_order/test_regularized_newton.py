@@ -233,6 +233,7 @@ def test_it_walks_as_the_authors_code(problem):
         assert int(state.evaluations) + 1 == evaluations
 
 
+@pytest.mark.slow
 def test_diagonal_products_and_matrix_agree():
     """One problem with a diagonal Hessian, by each way of solving."""
 

@@ -238,6 +238,7 @@ def test_accuracy_is_what_the_condition_asks_for(theta):
     assert 1e-3 * most < info.linear_residual <= most
 
 
+@pytest.mark.slow
 def test_theta_may_be_a_schedule():
     """It is 1 at the first step here and 1e-5 at the second, which then takes more projections."""
     accurate, plain = (
@@ -364,6 +365,7 @@ def test_as_many_constraints_as_unknowns_is_newtons_method_on_them():
     assert infos[-1].shift == 0
 
 
+@pytest.mark.slow
 def test_float32_ends_at_its_rounding_with_few_projections():
     f, c, start, *_ = PUBLISHED["BT5"]
     state, infos = run(

@@ -62,6 +62,7 @@ def test_a_batch_has_the_gradients_of_its_members():
     assert info.converged.all() and info.products.shape == (3,)
 
 
+@pytest.mark.slow
 def test_the_preconditioner_is_transposed_where_the_matrix_is_not_symmetric():
     a = jnp.array([[4.0, 1.0], [0.0, 2.0]])
     inverse = jnp.linalg.inv(a)

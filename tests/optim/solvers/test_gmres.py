@@ -40,6 +40,7 @@ def test_it_stops_within_a_cycle_at_the_step_that_is_enough():
         assert not short.converged and short.iterations == info.iterations - 1
 
 
+@pytest.mark.slow
 def test_a_restart_is_a_start_from_what_was_found():
     a, b = matrix("nonsymmetric", 1e2), right_hand_side()
     with jax.enable_x64(True):

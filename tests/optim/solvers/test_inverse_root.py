@@ -93,6 +93,7 @@ def test_zeros_have_the_root_of_eps(method):
     np.testing.assert_allclose(ours, np.tile(1e3 * np.eye(3), (2, 1, 1)), rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_matrix_that_has_converged_waits_for_the_others():
     """In a batch as alone, to the last digit."""
     with jax.enable_x64(True):

@@ -54,6 +54,7 @@ def test_a_diagonal_is_divided_by():
         optim.shifted_diagonal(jnp.ones(5), jnp.ones(5), metric(np.eye(5)))
 
 
+@pytest.mark.slow
 def test_trees_of_two_dtypes_keep_them():
     """H couples the leaves: v -> the sum of all numbers, in each."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):

@@ -250,6 +250,7 @@ def test_thresholding_does_not_depend_on_units():
             assert blocks[0] == blocks[1]
 
 
+@pytest.mark.slow
 def test_thresholding_gains_more_than_the_diagonal_rule_where_coordinates_are_coupled():
     with jax.enable_x64(True):
         gains = []

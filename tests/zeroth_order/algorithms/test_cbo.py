@@ -84,6 +84,7 @@ def test_weights_tell_near_losses_apart_where_alpha_is_large():
     np.testing.assert_allclose(info.consensus, 1 / (1 + np.e), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_particle_stays():
     algorithm = zeroth_order.cbo(square)
     alone = particles(1)
@@ -165,6 +166,7 @@ def test_particles_are_scattered_around_a_point():
     assert state.particles["w"].dtype == info.consensus["w"].dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_losses_that_are_no_numbers_weigh_nothing_and_nothing_flies_off():
     def loss(x, batch):
         return jnp.where(x[0] > 1.5, jnp.nan, jnp.sum(x**2))

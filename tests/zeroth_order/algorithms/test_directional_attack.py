@@ -56,6 +56,7 @@ def test_covering_fills_the_ball_and_searches_go_further():
     np.testing.assert_allclose(np.linalg.norm(searched), 1.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_direct_search_descends_on_a_quadratic_and_its_radii_follow():
     method = zeroth_order.directional_attack(identity, square, radius=1.0, attack=False)
     states, told = run(method, [3.0, -2.0, 1.0], 120)

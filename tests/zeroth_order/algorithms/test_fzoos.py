@@ -81,6 +81,7 @@ def test_the_first_round_by_hand():
     assert info.accepted and info.evaluations == 3 * (1 + 1 + 4)
 
 
+@pytest.mark.slow
 def test_the_second_round_is_corrected_by_the_surrogates():
     update, state = begun(iterations=1)
     state, _ = update(state, clients())
