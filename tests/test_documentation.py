@@ -25,6 +25,20 @@ def module_names():
         yield from (found.name for found in pkgutil.walk_packages(path, prefix=f"{package}."))
 
 
+# Modules whose examples compile for seconds.
+LONG = (
+    *(f"bilevel.differentiation.{name}" for name in ("conditions", "implicit", "maps")),
+    *(f"bilevel.inner_solvers.{name}" for name in ("block_coordinate_descent", "isotonic", "osqp")),
+    *("optim.curvature.spectrum", "optim.matrix.cosmos", "optim.matrix.shampoo"),
+    *("optim.quantized.stochastic_rounding", "zeroth_order.algorithms.fzoos"),
+    "zeroth_order.streaming",
+)
+
+
+def marked(name):
+    return pytest.param(name, marks=pytest.mark.slow) if name in LONG else name
+
+
 def run(examples):
     """Run one doctest, keeping the names it defines; a failure shows what was expected and came."""
     report = []
@@ -33,7 +47,11 @@ def run(examples):
     assert result.failed == 0, "".join(report)
 
 
-@pytest.mark.parametrize("name", sorted(module_names()))
+def test_what_is_slow_is_there():
+    assert {*LONG} <= {*module_names()}
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in sorted(module_names())])
 def test_docstring_examples(name):
     module = importlib.import_module(name)
     assert module.__doc__, f"{name} has no docstring"

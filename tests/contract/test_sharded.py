@@ -14,6 +14,8 @@ from .table import ROWS
 
 ROOT = pathlib.Path(__file__).parents[2]
 
+pytestmark = pytest.mark.slow  # a process that compiles every row for four devices
+
 
 @pytest.fixture(scope="module")
 def outcome():

@@ -102,6 +102,7 @@ def test_a_branch_is_the_single_run_of_its_length_bit_for_bit(workdir, single, c
     assert "decay_shape is linear there and 1-sqrt here; choose another workdir" in error
 
 
+@pytest.mark.slow
 def test_going_on_at_the_peak_from_decayed_branches_is_wsd_s(workdir, tmp_path):
     schedule = Schedule(
         "wsd_s_schedule",
@@ -123,6 +124,7 @@ class Interrupted(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_an_interrupted_branch_goes_on_bit_for_bit(workdir, single, monkeypatch):
     argv = ["branch", f"--from={workdir}", "--at=8", "--decay=3", "--end_value=0.01"]
     branch = workdir / "branches" / "8+3"

@@ -83,6 +83,7 @@ def test_rows_are_the_checkpoints_and_their_merges(merge):
         assert row["error"] == pytest.approx(expected["error"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_search_is_no_worse_than_the_steps_that_it_begins_with(merge):
     found = merge("--steps=4,12", "--weights=lcsc", "--evaluations=20")
     assert list(found)[:2] == ["step 4", "step 12"] and len(found) == 3

@@ -100,6 +100,7 @@ def test_tensor_parallel_devices_give_the_curve_of_one(whole, tmp_path):
     np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_curve_of_one(whole, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -72,6 +72,7 @@ def test_layers_of_a_stack_have_noise_of_their_own():
     assert 10 < (z[0] != z[1]).sum() < 54
 
 
+@pytest.mark.slow
 def test_sharded_steps_have_the_same_bits_and_an_update_no_collective():
     """On four devices that the host pretends to have."""
     command = [sys.executable, "-m", "tests.zeroth_order.sharded"]

@@ -54,6 +54,7 @@ def test_the_posterior_by_hand():
     np.testing.assert_allclose(mean(found, found.points[3]) + low, values[3], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_variance_of_the_slope_is_that_of_the_kernels_derivatives():
     found = process()
     xs = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)) + 5.0)
@@ -70,6 +71,7 @@ def test_the_variance_of_the_slope_is_that_of_the_kernels_derivatives():
         assert 0 < variance < 3 * 5 / (3 * 1.3**2)
 
 
+@pytest.mark.slow
 def test_points_that_are_not_known_change_nothing():
     points, values, known = data()
     more = np.concatenate([points, np.full((3, 3), 7.0)])
