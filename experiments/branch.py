@@ -28,6 +28,7 @@ import numpy as np
 
 from experiments import curves
 from experiments.arguments import Parser
+from experiments.checkpoints import steps_of
 from experiments.config import Config, Optimizer, Schedule, UserError
 from experiments.optimizers import build_schedule, peak_of, with_schedules
 from experiments.records import Records
@@ -127,13 +128,6 @@ def find_checkpoint(workdir: pathlib.Path, step: int) -> pathlib.Path:
             f"--config.keep_checkpoints keeps more."
         )
     return workdir / "checkpoints" / str(step)
-
-
-def steps_of(workdir: pathlib.Path) -> list[int]:
-    """The steps of the checkpoints that are complete: one in the making has another name."""
-    folder = workdir / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit())
 
 
 def copy_whole(source: pathlib.Path, target: pathlib.Path) -> None:

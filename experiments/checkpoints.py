@@ -128,14 +128,19 @@ class Checkpoints:
         except Exception as error:
             raise _Damaged(_first_line(error)) from error
         state = jax.tree.map(_as_target, target, restored["state"])
-        for path, value in fingerprints(state).items():
-            if value != found["fingerprints"][path]:
-                raise _Damaged(f"the bits of {path} have changed")
+        _check_bits(state, found["fingerprints"])
         return state, Counters(found["step"], found["samples"], found.get("batch_size", 0))
 
     def close(self) -> None:
         self.manager.wait_until_finished()
         self.manager.close()
+
+
+def steps_of(workdir: pathlib.Path) -> list[int]:
+    """The steps of the checkpoints that are complete: one in the making has another name."""
+    folder = workdir / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def read_params(directory: pathlib.Path, step: int, target: Any) -> Any:
@@ -166,18 +171,14 @@ def read_params(directory: pathlib.Path, step: int, target: Any) -> Any:
                 )
             whole = ocp.args.PyTreeRestore(storable, restore_args, partial_restore=True)
             restored = _restored(path / "state", ocp.PyTreeCheckpointHandler(), whole)
+            params = jax.tree.map(_as_target, target, restored)
+            _check_bits(params, record["fingerprints"])
     except UserError:
         raise
     except Exception as error:
         raise UserError(
             f"checkpoint {step} in {directory} is damaged: {_first_line(error)}."
         ) from error
-    params = jax.tree.map(_as_target, target, restored)
-    for name, value in fingerprints(params).items():
-        if value != record["fingerprints"][name]:
-            raise UserError(
-                f"checkpoint {step} in {directory} is damaged: the bits of {name} have changed."
-            )
     return params["params"]
 
 
@@ -188,6 +189,12 @@ def _restored(path: pathlib.Path, handler: Any, arguments: Any) -> Any:
 
 class _Damaged(Exception):
     """A checkpoint that cannot be read whole."""
+
+
+def _check_bits(tree: Any, stored: dict[str, int]) -> None:
+    for path, value in fingerprints(tree).items():
+        if value != stored[path]:
+            raise _Damaged(f"the bits of {path} have changed")
 
 
 def fields(tree: Any) -> dict[str, str]:

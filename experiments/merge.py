@@ -24,8 +24,7 @@ import jax
 
 import optim
 from experiments.arguments import Parser
-from experiments.branch import steps_of
-from experiments.checkpoints import read_params
+from experiments.checkpoints import read_params, steps_of
 from experiments.config import UserError
 from experiments.mesh import make_mesh, place_batch
 from experiments.run import quiet

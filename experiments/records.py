@@ -249,8 +249,7 @@ def _flat(config: Any) -> dict[str, Any]:
         if isinstance(value, dict) and value:
             for key, inner in value.items():
                 visit(f"{prefix}.{key}" if prefix else key, inner)
-        # A field of the run that is None is as absent as in runs from before there was the field.
-        elif prefix.split(".")[0] not in FREE_FIELDS and (value is not None or "." in prefix):
+        elif prefix.split(".")[0] not in FREE_FIELDS:
             flat[prefix] = value
 
     visit("", config)

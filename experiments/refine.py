@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import optax
 
 import optim
 from experiments.arguments import Parser
@@ -39,7 +40,7 @@ from experiments.records import Records
 from experiments.run import quiet
 from experiments.stored import read_config
 from experiments.train import build_program
-from optim.schedules.refined import median_filter
+from optim.schedules.refined import median_filter, window
 
 CONFIG_FILE = '''\
 """The config of {workdir}
@@ -123,7 +124,7 @@ def read_norms(workdir: pathlib.Path, config: Config) -> np.ndarray:
         raise UserError(
             f"refine: {workdir} is at step {step} of {config.steps}; accepted: a finished run."
         )
-    record = _record(found[0].optimizer)
+    record = optax.tree.get(found[0].optimizer, "RecordGradientNormsState")
     if int(record.steps) < config.steps:
         raise UserError(
             f"refine: {workdir} has the norms of {int(record.steps)} of {config.steps} steps: the "
@@ -132,23 +133,15 @@ def read_norms(workdir: pathlib.Path, config: Config) -> np.ndarray:
     return np.asarray(record.norms)
 
 
-def _record(state: Any) -> optim.RecordGradientNormsState:
-    def is_record(node: Any) -> bool:
-        return isinstance(node, optim.RecordGradientNormsState)
-
-    return next(node for node in jax.tree.leaves(state, is_leaf=is_record) if is_record(node))
-
-
 def refined(config: Config, norms: np.ndarray, filter_width: int | float) -> dict[str, np.ndarray]:
     """values, norms and filtered norms, each one a step."""
-    if isinstance(filter_width, float):
-        filter_width = 2 * (int(filter_width * len(norms)) // 2) + 1
     norm = config.optimizer.record_norms
     try:
         values = optim.refine_schedule(norms, norm=norm, filter_width=filter_width)
+        width = window(filter_width, len(norms))
     except ValueError as error:
         raise UserError(f"refine: {error}") from error
-    filtered = median_filter(jnp.asarray(norms), filter_width)
+    filtered = median_filter(jnp.asarray(norms), width)
     return {"values": np.asarray(values), "norms": norms, "filtered": np.asarray(filtered)}
 
 

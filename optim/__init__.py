@@ -16,8 +16,7 @@ from optim.averaging.merging import (
     power_weights,
 )
 from optim.averaging.running import (
-    ParamsEmaState,
-    ParamsTailAverageState,
+    ParamsAverageState,
     params_ema,
     params_tail_average,
 )
@@ -334,9 +333,8 @@ __all__ = [
     "MirrorMap",
     "OptimisticState",
     "OutputLoss",
-    "ParamsEmaState",
+    "ParamsAverageState",
     "ParamsLawaState",
-    "ParamsTailAverageState",
     "ProdigyState",
     "RankOne",
     "RecordGradientNormsState",

@@ -20,7 +20,6 @@ three seeds; eight other seeds are judged.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,6 +33,7 @@ from matplotlib.figure import Figure
 
 import optim
 from experiments.data.order import sample_indices
+from experiments.figures.paired import paired
 from experiments.figures.target import Paper, Part, Table, Target
 from experiments.tasks.logistic import LogisticRegression
 
@@ -172,9 +172,8 @@ def logarithm(data: Table, optimizer: str, batch: str, column: str) -> np.ndarra
 
 def below(claim: str, low: np.ndarray, high: np.ndarray, shown: str) -> Part:
     """Judges that `low` is below `high` by more than two standard errors, paired over seeds."""
-    difference = high - low
-    margin = 2 * difference.std(ddof=1) / math.sqrt(len(difference))
-    return Part(claim, shown, bool(difference.mean() > margin))
+    difference, margin = paired(high, low)
+    return Part(claim, shown, difference > margin)
 
 
 def judge(data: Table) -> list[Part]:

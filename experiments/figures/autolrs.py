@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 
 import optim
 from experiments.controlled import controlled
+from experiments.figures.paired import paired
 from experiments.figures.target import Paper, Part, Table, Target
 from experiments.models.mlp import Mlp
 from experiments.tasks.classification import Classification
@@ -171,10 +172,10 @@ def judge(data: Table) -> list[Part]:
         ours = curves(data, OURS, column)[0.0][:, -1]
         rate = tuned(data, peer, column)
         theirs = curves(data, peer, column)[rate][:, -1]
-        margin = 2 * (ours - theirs).std(ddof=1) / math.sqrt(len(ours))
+        difference, margin = paired(ours, theirs)
         measured = (
             f"{ours.mean():.3g} against {theirs.mean():.3g} at peak {rate:.2g}: "
-            f"difference {(ours - theirs).mean():.2g} ± {margin:.2g}"
+            f"difference {difference:.2g} ± {margin:.2g}"
         )
         claim = f"{column.replace('_', ' ')} at the end: not above the tuned {peer} rate's"
         parts.append(Part(claim, measured, bool(ours.mean() <= theirs.mean())))

@@ -92,13 +92,15 @@ def descend(loss: Loss, tx: optax.GradientTransformation, params: Any, batches: 
 def ends(loss: Loss, params: Any, start: Any, batch: Batch) -> tuple[jax.Array, Any]:
     """The largest and the smallest eigenvalue of the batch's Hessian, and their vectors."""
     matvec = optim.hessian_operator(lambda p: loss(p, batch), params)
-    found = optim.lanczos(matvec, start, LANCZOS_STEPS)
-    off = found.off_diagonal[:-1]
-    inner = jnp.diag(found.diagonal) + jnp.diag(off, 1) + jnp.diag(off, -1)
-    values, vectors = jnp.linalg.eigh(inner)
-    both = jnp.array([-1, 0])
-    outer = jax.tree.map(lambda b: jnp.tensordot(vectors[:, both].T, b, 1), found.basis)
-    return values[both], outer
+
+    def end(sign: int) -> tuple[jax.Array, Any]:
+        def signed(v: Any) -> Any:
+            return jax.tree.map(lambda leaf: sign * leaf, matvec(v))
+
+        found = optim.top_eigenpairs(signed, start, 1, steps=LANCZOS_STEPS)
+        return sign * found.values, found.vectors
+
+    return jax.tree.map(lambda *both: jnp.concatenate(both), end(1), end(-1))
 
 
 def distances(loss: Loss, params: Any, start: Any, vectors: Any, batch: Batch) -> jax.Array:

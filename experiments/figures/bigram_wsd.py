@@ -22,7 +22,7 @@ numbers of steps and the batches are our own.
 *Reference*: Wen, Li, Wang, Hall, Liang, Ma, 2024, arXiv 2410.05192.
 """
 
-import math
+import functools
 from collections.abc import Iterable
 
 import jax
@@ -34,6 +34,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import optim
+from experiments.figures.paired import above
 from experiments.figures.target import Paper, Part, Table, Target
 from experiments.tasks.bigram import BigramChain, Chain, draw, make_chain
 
@@ -163,17 +164,6 @@ def excess(data: Table, spread: float, schedule: str) -> tuple[np.ndarray, np.nd
     return near, high
 
 
-def above(claim: str, high: np.ndarray, low: np.ndarray) -> Part:
-    """Judges that `high` exceeds `low` by more than two standard errors, paired over seeds."""
-    difference = high - low
-    margin = 2 * difference.std(ddof=1) / math.sqrt(len(difference))
-    measured = (
-        f"{high.mean():.5f} over {low.mean():.5f}: "
-        f"difference {difference.mean():.5f} ± {margin:.5f}"
-    )
-    return Part(claim, measured, bool(difference.mean() > margin))
-
-
 def judge(data: Table) -> list[Part]:
     return [part for spread in CHAINS for part in judge_chain(data, spread)]
 
@@ -185,8 +175,9 @@ def judge_chain(data: Table, spread: float) -> list[Part]:
     stable_fall = high[:, middle] - high[:, before]
     decay_fall = high[:, before] - high[:, -1]
     chain = f"spread {spread}"
+    exceeds = functools.partial(above, digits=5)
     return [
-        above(
+        exceeds(
             f"{chain}, steady rate, near-deterministic rows: step {DECAY_START // 2} above "
             f"{DECAY_START}",
             near[:, middle],
@@ -197,19 +188,19 @@ def judge_chain(data: Table, spread: float) -> list[Part]:
             f"{stable_fall.mean():.5f} against {decay_fall.mean():.5f}",
             bool(stable_fall.mean() < decay_fall.mean() / 10),
         ),
-        above(
+        exceeds(
             f"{chain}, decay, high-entropy rows: its start above its end",
             high[:, before],
             high[:, -1],
         ),
-        above(
+        exceeds(
             f"{chain}, decay: high-entropy rows fall more than near-deterministic ones",
             decay_fall,
             near[:, before] - near[:, -1],
         ),
-        above(f"{chain}, before the decay: WSD above cosine", wsd[:, before], cosine[:, before]),
-        above(f"{chain}, at the end: cosine above WSD", cosine[:, -1], wsd[:, -1]),
-        above(f"{chain}, at the end: constant above WSD", constant[:, -1], wsd[:, -1]),
+        exceeds(f"{chain}, before the decay: WSD above cosine", wsd[:, before], cosine[:, before]),
+        exceeds(f"{chain}, at the end: cosine above WSD", cosine[:, -1], wsd[:, -1]),
+        exceeds(f"{chain}, at the end: constant above WSD", constant[:, -1], wsd[:, -1]),
     ]
 
 

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 import optim
+from experiments.figures.paired import paired
 from experiments.figures.target import Paper, Part, Table, Target
 
 SAMPLES, FEATURES, ITERATIONS, EVERY = 100, 1000, 500, 5
@@ -189,10 +190,10 @@ def faster(data: Table, loss: str, better: Run, worse: Run) -> Part | None:
     if not all(lines.size for lines in pair):
         return None
     high, low = map(rates, pair)
-    margin = 2 * (high - low).std(ddof=1) / math.sqrt(len(high))
-    measured = f"{high.mean():.2f} and {low.mean():.2f}: {(high - low).mean():+.2f} ± {margin:.2f}"
+    difference, margin = paired(high, low)
+    measured = f"{high.mean():.2f} and {low.mean():.2f}: {difference:+.2f} ± {margin:.2f}"
     claim = f"{loss}: {described(better, worse)} above {described(worse, better)}"
-    return Part(claim, measured, bool((high - low).mean() > margin))
+    return Part(claim, measured, difference > margin)
 
 
 def described(run: Run, beside: Run) -> str:

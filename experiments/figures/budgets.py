@@ -36,6 +36,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.configs.language.quickstart import get_config
+from experiments.figures.paired import paired
 from experiments.figures.target import Paper, Part, Table, Target
 from experiments.records import read_metrics
 
@@ -197,15 +198,13 @@ def judge(data: Table) -> list[Part]:
     parts = []
     for other, budget in pairs:
         mine, theirs = finals(data, "wsd-s", budget), finals(data, other, budget)
-        gap = theirs - mine
-        error = gap.std(ddof=1) / np.sqrt(len(gap))
+        lower, margin = paired(theirs, mine)
         name = {"wsd, equal": "WSD", "cyclic": "the cyclic cosine"}[other]
         parts.append(
             Part(
                 f"WSD-S is below {name} after {budget} steps spent",
-                f"{mine.mean():.3f} against {theirs.mean():.3f}, "
-                f"{gap.mean():+.3f} ± {error:.3f} lower",
-                bool(gap.mean() > 2 * error),
+                f"{mine.mean():.3f} against {theirs.mean():.3f}, {lower:+.3f} ± {margin:.3f} lower",
+                lower > margin,
             )
         )
     return parts

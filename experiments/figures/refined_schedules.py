@@ -40,6 +40,7 @@ from scipy.ndimage import gaussian_filter1d
 
 import optim
 from experiments.figures.decoder_optimizers import descend
+from experiments.figures.paired import paired
 from experiments.figures.target import Paper, Part, Table, Target
 from experiments.models.decoder import SIZES, Decoder
 from experiments.tasks.language import LanguageModel
@@ -223,8 +224,7 @@ def finals(data: Table, problem: str, schedule: str) -> np.ndarray:
 
 def compare(data: Table, problem: str, ours: str, other: str) -> tuple[float, float]:
     """How much lower `ours` ends, and two standard errors of it, paired over seeds."""
-    lower = finals(data, problem, other) - finals(data, problem, ours)
-    return float(lower.mean()), float(2 * lower.std(ddof=1) / math.sqrt(len(lower)))
+    return paired(finals(data, problem, other), finals(data, problem, ours))
 
 
 def counted(data: Table, problems: list[str], ours: str, other: str) -> Part:

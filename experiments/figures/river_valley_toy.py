@@ -31,6 +31,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import optim
+from experiments.figures.paired import above
 from experiments.figures.target import Paper, Part, Table, Target
 
 SLOPE, STIFFNESS, NOISE = 0.01, 5.0, math.sqrt(10.0)
@@ -108,17 +109,6 @@ def by_seed(data: Table, schedule: str, column: str) -> np.ndarray:
     """A column of one schedule as (seeds, chunks)."""
     chosen = data["schedule"] == schedule
     return data[column][chosen].reshape(len(np.unique(data["seed"])), -1)
-
-
-def above(claim: str, high: np.ndarray, low: np.ndarray) -> Part:
-    """Judges that `high` exceeds `low` by more than two standard errors, paired over seeds."""
-    difference = high - low
-    margin = 2 * difference.std(ddof=1) / math.sqrt(len(difference))
-    measured = (
-        f"{high.mean():.4f} over {low.mean():.4f}: "
-        f"difference {difference.mean():.4f} ± {margin:.4f}"
-    )
-    return Part(claim, measured, bool(difference.mean() > margin))
 
 
 def judge(data: Table) -> list[Part]:

@@ -30,6 +30,7 @@ from experiments.config import Config, Emphasis
 from experiments.configs.classification.mlp import get_config
 from experiments.data.labelled import bundled
 from experiments.data.order import sample_indices
+from experiments.figures.paired import paired
 from experiments.figures.target import Paper, Part, Table, Target
 from experiments.mesh import make_mesh
 from experiments.tasks.classification import Classification
@@ -137,13 +138,13 @@ def below(claim: str, data: Table, low: str, high: str, column: str) -> Part:
     for temperature in TEMPERATURES:
         other = math.inf if high == UNIFORM else temperature
         ours = by_seed(data, low, temperature, column)[:, -1]
-        difference = by_seed(data, high, other, column)[:, -1] - ours
-        margin = 2 * difference.std(ddof=1) / math.sqrt(len(difference))
+        theirs = by_seed(data, high, other, column)[:, -1]
+        difference, margin = paired(theirs, ours)
         said.append(
-            f"r = {temperature:g}: {ours.mean():.4f} under {(ours + difference).mean():.4f}, "
-            f"difference {difference.mean():.4f} ± {margin:.4f}"
+            f"r = {temperature:g}: {ours.mean():.4f} under {theirs.mean():.4f}, "
+            f"difference {difference:.4f} ± {margin:.4f}"
         )
-        held.append(bool(difference.mean() > margin))
+        held.append(difference > margin)
     return Part(claim, "; ".join(said), all(held))
 
 

@@ -38,7 +38,7 @@ from optim import trees
 
 
 class ParamsAverageState(NamedTuple):
-    """What both averages keep."""
+    """State of `params_ema` and `params_tail_average`."""
 
     steps: jax.Array  # (), int32, steps made: t
     average: optax.Params  # like the parameters, float32 or wider, without integer leaves: a
@@ -47,14 +47,6 @@ class ParamsAverageState(NamedTuple):
         """The average."""
         del params
         return self.average
-
-
-class ParamsEmaState(ParamsAverageState):
-    """State of `params_ema`."""
-
-
-class ParamsTailAverageState(ParamsAverageState):
-    """State of `params_tail_average`."""
 
 
 def params_ema(decay: ArrayLike) -> optax.GradientTransformationExtraArgs:
@@ -86,7 +78,7 @@ def params_ema(decay: ArrayLike) -> optax.GradientTransformationExtraArgs:
         # 1 - d^t, from which subtraction would take the digits where d is close to 1.
         return jnp.minimum(take / -jnp.expm1(steps.astype(take.dtype) * jnp.log1p(-take)), 1)
 
-    return _running_average("params_ema", ParamsEmaState, weight)
+    return _running_average("params_ema", weight)
 
 
 def params_tail_average(start: ArrayLike) -> optax.GradientTransformationExtraArgs:
@@ -117,16 +109,16 @@ def params_tail_average(start: ArrayLike) -> optax.GradientTransformationExtraAr
     def weight(steps: jax.Array) -> jax.Array:
         return 1 / jnp.maximum(steps - start, 1).astype(jnp.result_type(float))
 
-    return _running_average("params_tail_average", ParamsTailAverageState, weight)
+    return _running_average("params_tail_average", weight)
 
 
 def _running_average(
-    method: str, state_of: type[ParamsAverageState], weight: Callable[[jax.Array], jax.Array]
+    method: str, weight: Callable[[jax.Array], jax.Array]
 ) -> optax.GradientTransformationExtraArgs:
     """`weight` gives the w of step t."""
 
     def init(params: optax.Params) -> ParamsAverageState:
-        return state_of(jnp.zeros((), jnp.int32), trees.float_copy(params))
+        return ParamsAverageState(jnp.zeros((), jnp.int32), trees.float_copy(params))
 
     def update(
         updates: optax.Updates,
@@ -144,6 +136,6 @@ def _running_average(
 
         moved = trees.moved_floats(method, params, updates)
         averaged = jax.tree.map(average, state.average, moved)
-        return updates, state_of(steps, averaged)
+        return updates, ParamsAverageState(steps, averaged)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -74,12 +74,12 @@ def refine_schedule(
     if norm not in _POWERS:
         raise ValueError(f"refine_schedule: norm is {norm!r}; accepted: 'l2', 'l1'.")
     series = _checked(norms)
-    return _refined(series, norm, _width(filter_width, len(series)))
+    return _refined(series, norm, window(filter_width, len(series)))
 
 
 @functools.partial(jax.jit, static_argnames=("norm", "width"))
-def _refined(series: jax.Array, norm: str, width: int | None) -> jax.Array:
-    if width is not None:
+def _refined(series: jax.Array, norm: str, width: int) -> jax.Array:
+    if width > 1:
         series = median_filter(series, width)
     # As multiples of the least, the weights are within (0, 1] at any scale of the norms.
     weights = (series / jnp.min(series)) ** _POWERS[norm]
@@ -143,9 +143,10 @@ def _checked(norms: ArrayLike) -> jax.Array:
     return series.astype(trees.accumulator_dtype(series))
 
 
-def _width(filter_width: int | float | None, length: int) -> int | None:
+def window(filter_width: int | float | None, length: int) -> int:
+    """The width that a `filter_width` of `refine_schedule` stands for, in so many norms."""
     if filter_width is None:
-        return None
+        return 1
     if isinstance(filter_width, numbers.Integral):
         if filter_width % 2 and 0 < filter_width < 2 * length:
             return int(filter_width)

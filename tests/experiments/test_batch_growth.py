@@ -17,7 +17,7 @@ from experiments.records import Records, read_metrics
 from experiments.tasks.task import Task
 from experiments.train import build_program
 
-from .test_train import Interrupted, Regression, assert_same, make_config, run
+from .test_train import Regression, assert_same, make_config, run, stopped_at
 
 START, MOST = 4, 20  # 4, 8 and 16 samples
 
@@ -123,20 +123,11 @@ def test_it_compiles_once_a_size_and_counts_samples(observed):
 
 
 @pytest.mark.parametrize("stop", [3, 9, 14])
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(observed, tmp_path, monkeypatch, stop):
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(observed, tmp_path, stop):
     """Without a checkpoint yet, from one before the batch grows and from one after."""
     outcome, workdir, _, _ = observed
-
-    def interrupted(self: Records, counters: Any, *rest: Any) -> None:
-        if counters.step == stop:
-            raise Interrupted
-        original(self, counters, *rest)
-
-    original = Records.step
-    monkeypatch.setattr(Records, "step", interrupted)
-    with pytest.raises(Interrupted):
+    with stopped_at(stop):
         run(growing(), tmp_path)
-    monkeypatch.undo()
     again = run(growing(), tmp_path)
     assert_same(outcome.state.params, again.state.params)
     assert outcome.metrics == again.metrics

@@ -11,13 +11,14 @@ import pytest
 from matplotlib.image import imread
 
 from experiments.__main__ import main
-from experiments.branch import branched, check_peak, copy_whole, parse, steps_of
-from experiments.checkpoints import Counters
+from experiments.branch import branched, check_peak, copy_whole, parse
+from experiments.checkpoints import steps_of
 from experiments.config import BatchGrowth, Config, Optimizer, Schedule, UserError
 from experiments.records import Records, read_metrics
 from experiments.tasks.bigram import BigramChain
 from experiments.train import Outcome, train
 from tests.experiments.test_run import fail
+from tests.experiments.test_train import Interrupted, stopped_at
 
 STABLE = Schedule("wsd_schedule", {"warmup_steps": 4, "decay_steps": 4})
 INNER = Optimizer("optax.sgd", 0.2, STABLE)
@@ -120,10 +121,6 @@ def test_going_on_at_the_peak_from_decayed_branches_is_wsd_s(workdir, tmp_path):
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.1, 0.07, 0.04], rtol=1e-6)
 
 
-class Interrupted(Exception):
-    pass
-
-
 @pytest.mark.slow
 def test_an_interrupted_branch_goes_on_bit_for_bit(workdir, single, monkeypatch):
     argv = ["branch", f"--from={workdir}", "--at=8", "--decay=3", "--end_value=0.01"]
@@ -133,22 +130,15 @@ def test_an_interrupted_branch_goes_on_bit_for_bit(workdir, single, monkeypatch)
         copy(source, target, *rest, **options)
         raise Interrupted
 
-    def stopped(self: Records, counters: Counters, *rest) -> None:
-        if counters.step == 11:
-            raise Interrupted
-        record(self, counters, *rest)
-
-    copy, record = shutil.copytree, Records.step
+    copy = shutil.copytree
     monkeypatch.setattr(shutil, "copytree", cut)
     with pytest.raises(Interrupted):
         main(argv)
     assert steps_of(branch) == [] and (branch / "8.partial").exists()
-    monkeypatch.setattr(shutil, "copytree", copy)
-    monkeypatch.setattr(Records, "step", stopped)
-    with pytest.raises(Interrupted):
+    monkeypatch.undo()
+    with stopped_at(11):
         main(argv)
     assert steps_of(branch) == [8, 10] and not (branch / "8.partial").exists()
-    monkeypatch.undo()
     shutil.rmtree(workdir / "checkpoints")  # the run may go on and drop what was branched from
     assert main(argv) == 0
     assert bits(branch, 11) == bits(single, 11)

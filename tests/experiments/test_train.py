@@ -1,7 +1,9 @@
 """Tests of experiments/train.py in one process: the step, the state, and what stops a run."""
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -117,21 +119,27 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop", [3, 4, 7, 11])
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch, stop):
-    config = make_config()
-    whole = run(config, tmp_path / "whole")
+@contextlib.contextmanager
+def stopped_at(stop: int) -> Iterator[None]:
+    """What runs inside must come to step `stop`, and ends there, before that step is recorded."""
+    original = Records.step
 
     def interrupted(self: Records, counters: Counters, *rest: Any) -> None:
         if counters.step == stop:
             raise Interrupted
         original(self, counters, *rest)
 
-    original = Records.step
-    monkeypatch.setattr(Records, "step", interrupted)
-    with pytest.raises(Interrupted):
+    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Interrupted):
+        monkeypatch.setattr(Records, "step", interrupted)
+        yield
+
+
+@pytest.mark.parametrize("stop", [3, 4, 7, 11])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, stop):
+    config = make_config()
+    whole = run(config, tmp_path / "whole")
+    with stopped_at(stop):
         run(config, tmp_path / "cut")
-    monkeypatch.undo()
     again = run(config, tmp_path / "cut")
     assert_same(whole.state.params, again.state.params)
     assert whole.metrics == again.metrics
