@@ -16,7 +16,8 @@ from optim.averaging.merging import (
     power_weights,
 )
 from optim.averaging.running import (
-    ParamsAverageState,
+    ParamsEmaState,
+    ParamsTailAverageState,
     params_ema,
     params_tail_average,
 )
@@ -333,8 +334,9 @@ __all__ = [
     "MirrorMap",
     "OptimisticState",
     "OutputLoss",
-    "ParamsAverageState",
+    "ParamsEmaState",
     "ParamsLawaState",
+    "ParamsTailAverageState",
     "ProdigyState",
     "RankOne",
     "RecordGradientNormsState",

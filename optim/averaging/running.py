@@ -37,8 +37,8 @@ from jax.typing import ArrayLike
 from optim import trees
 
 
-class ParamsAverageState(NamedTuple):
-    """State of `params_ema` and `params_tail_average`."""
+class ParamsEmaState(NamedTuple):
+    """State of `params_ema`."""
 
     steps: jax.Array  # (), int32, steps made: t
     average: optax.Params  # like the parameters, float32 or wider, without integer leaves: a
@@ -47,6 +47,21 @@ class ParamsAverageState(NamedTuple):
         """The average."""
         del params
         return self.average
+
+
+class ParamsTailAverageState(NamedTuple):
+    """State of `params_tail_average`, a type of its own: `optim.describe` names methods by it."""
+
+    steps: jax.Array  # (), int32, steps made: t
+    average: optax.Params  # like the parameters, float32 or wider, without integer leaves: a
+
+    def evaluation_params(self, params: optax.Params) -> optax.Params:
+        """The average."""
+        del params
+        return self.average
+
+
+_State = ParamsEmaState | ParamsTailAverageState
 
 
 def params_ema(decay: ArrayLike) -> optax.GradientTransformationExtraArgs:
@@ -78,7 +93,7 @@ def params_ema(decay: ArrayLike) -> optax.GradientTransformationExtraArgs:
         # 1 - d^t, from which subtraction would take the digits where d is close to 1.
         return jnp.minimum(take / -jnp.expm1(steps.astype(take.dtype) * jnp.log1p(-take)), 1)
 
-    return _running_average("params_ema", weight)
+    return _running_average("params_ema", ParamsEmaState, weight)
 
 
 def params_tail_average(start: ArrayLike) -> optax.GradientTransformationExtraArgs:
@@ -109,23 +124,23 @@ def params_tail_average(start: ArrayLike) -> optax.GradientTransformationExtraAr
     def weight(steps: jax.Array) -> jax.Array:
         return 1 / jnp.maximum(steps - start, 1).astype(jnp.result_type(float))
 
-    return _running_average("params_tail_average", weight)
+    return _running_average("params_tail_average", ParamsTailAverageState, weight)
 
 
 def _running_average(
-    method: str, weight: Callable[[jax.Array], jax.Array]
+    method: str, state_of: type[_State], weight: Callable[[jax.Array], jax.Array]
 ) -> optax.GradientTransformationExtraArgs:
     """`weight` gives the w of step t."""
 
-    def init(params: optax.Params) -> ParamsAverageState:
-        return ParamsAverageState(jnp.zeros((), jnp.int32), trees.float_copy(params))
+    def init(params: optax.Params) -> _State:
+        return state_of(jnp.zeros((), jnp.int32), trees.float_copy(params))
 
     def update(
         updates: optax.Updates,
-        state: ParamsAverageState,
+        state: _State,
         params: optax.Params | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, ParamsAverageState]:
+    ) -> tuple[optax.Updates, _State]:
         del extra_args
         steps = optax.safe_increment(state.steps)
         taken = weight(steps)
@@ -136,6 +151,6 @@ def _running_average(
 
         moved = trees.moved_floats(method, params, updates)
         averaged = jax.tree.map(average, state.average, moved)
-        return updates, ParamsAverageState(steps, averaged)
+        return updates, state_of(steps, averaged)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -102,17 +102,17 @@ def test_dtypes_are_those_of_the_parameters():
     [
         (
             lambda: optax.chain(optim.params_ema(0.5), optim.params_ema(0.9)).init(PARAMS),
-            r"ParamsAverageState at '0' and ParamsAverageState at '1'",
+            r"ParamsEmaState at '0' and ParamsEmaState at '1'",
         ),
         (
             lambda: (
                 optax.contrib.schedule_free(averaged(), learning_rate=0.1, b1=0.9).init(PARAMS),
             ),
-            r"ScheduleFreeState at '0' and ParamsAverageState at '0/base_optimizer_state/1'",
+            r"ScheduleFreeState at '0' and ParamsEmaState at '0/base_optimizer_state/1'",
         ),
         (
             lambda: _ServingState(PARAMS, optim.params_ema(0.5).init(PARAMS)),
-            r"_ServingState at '' and ParamsAverageState at 'inner'",
+            r"_ServingState at '' and ParamsEmaState at 'inner'",
         ),
     ],
     ids=["side by side", "inside schedule-free", "inside a serving state"],
