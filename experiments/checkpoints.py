@@ -291,7 +291,6 @@ def _quiet_readers() -> Iterator[None]:
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         yield
-        gc.collect()
     except BaseException:
         gc.collect()
         raise

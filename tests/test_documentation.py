@@ -28,10 +28,15 @@ def module_names():
 # Modules whose examples compile for seconds.
 LONG = (
     *(f"bilevel.differentiation.{name}" for name in ("conditions", "implicit", "maps")),
-    *(f"bilevel.inner_solvers.{name}" for name in ("block_coordinate_descent", "isotonic", "osqp")),
-    *("optim.curvature.spectrum", "optim.matrix.cosmos", "optim.matrix.shampoo"),
-    *("optim.quantized.stochastic_rounding", "zeroth_order.algorithms.fzoos"),
-    "zeroth_order.streaming",
+    *(f"bilevel.inner_solvers.{name}" for name in ("block_coordinate_descent", "equality_qp")),
+    *(
+        f"bilevel.inner_solvers.{name}"
+        for name in ("isotonic", "l_bfgs_b", "mirror_descent", "osqp")
+    ),
+    *("optim.curvature.products", "optim.curvature.spectrum", "optim.matrix.cosmos"),
+    *("optim.matrix.kron", "optim.matrix.shampoo", "optim.quantized.stochastic_rounding"),
+    *("optim.second_order.sketched_newton", "optim.solvers.nystrom"),
+    *("zeroth_order.algorithms.fzoos", "zeroth_order.streaming"),
 )
 
 

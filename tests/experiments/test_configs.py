@@ -12,7 +12,7 @@ from experiments.records import Records
 from experiments.run import parse
 from experiments.train import train
 
-SLOW = (":1m", "3m", "10m", "130m")
+SLOW = ("resnet.py", ":0.4m", ":1m", "3m", "10m", "130m")
 
 
 def smoke(config: Config) -> Config:

@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow  # processes that start, and compile, one after another
 TINY = "tests/experiments/tiny.py"
 FOUR = "--xla_force_host_platform_device_count=4"
 
@@ -80,7 +81,6 @@ def test_a_killed_run_ends_bit_for_bit_as_one_that_was_not(whole, tmp_path):
     np.testing.assert_array_equal(losses(tmp_path), losses(whole))
 
 
-@pytest.mark.slow
 def test_four_devices_give_the_curve_of_one_and_their_checkpoint_resumes_on_one(whole, tmp_path):
     flags = ("--config.mesh.data=2", "--config.mesh.fsdp=2")
     finish(start(tmp_path, *flags, xla=FOUR))
@@ -94,13 +94,11 @@ def test_four_devices_give_the_curve_of_one_and_their_checkpoint_resumes_on_one(
     np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)
 
 
-@pytest.mark.slow
 def test_tensor_parallel_devices_give_the_curve_of_one(whole, tmp_path):
     finish(start(tmp_path, "--config.mesh.tensor=2", "--config.mesh.fsdp=2", xla=FOUR))
     np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)
 
 
-@pytest.mark.slow
 def test_two_processes_give_the_curve_of_one(whole, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -47,6 +47,7 @@ SLOW = (
     "refined_schedules",
     "sample_emphasis",
     "soft_sphere_sensitivity",
+    "sophia_toy",
     "sparse_mezo",
     "svm_runtime",
     "tuning_free",

@@ -39,7 +39,8 @@ def test_codes_survive(bits):
     )
 
 
-@pytest.mark.parametrize("bits", [pytest.param(4, marks=pytest.mark.slow), 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [4, 8])
 def test_the_decoder_reads_quantised_layers_streamed_and_not(bits):
     model, params = decoder()
     small = quantized(params, MATRICES, bits=bits, group=8)
