@@ -43,7 +43,9 @@ def test_the_empirical_fisher_is_of_the_samples_of_the_batch():
     )
 
 
-@pytest.mark.parametrize("name", ["hutchinson", "gauss_newton_bartlett"])
+@pytest.mark.parametrize(
+    "name", ["gauss_newton_bartlett", pytest.param("hutchinson", marks=pytest.mark.slow)]
+)
 def test_estimates_are_about_the_diagonal_of_the_hessian(name):
     """For a linear model of logits it is that of Gauss-Newton as well."""
     estimator = jax.jit(jax.vmap(build_curvature(Curvature(name), TASK), (None, None, 0)))
@@ -189,6 +191,7 @@ def test_an_optimizer_without_its_curvature_is_told(tmp_path):
         run(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_classifiers_say_their_logits():
     for task in (Classification().build(), TASK):
         batch = task.batches(0, 0, 4)

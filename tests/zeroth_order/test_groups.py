@@ -78,6 +78,7 @@ def test_estimates_with_scales_have_the_expectation_that_they_should(modified):
     np.testing.assert_allclose(table[1, 1], 7 / divide[2], atol=limit / 4)
 
 
+@pytest.mark.slow
 def test_scales_by_the_gradient_reduce_the_variance():
     """Variance-modified, with d of the gradient's size in two groups of very different slopes."""
     params = {"v": jnp.zeros(200), "w": jnp.zeros(2)}

@@ -111,6 +111,7 @@ def test_the_lengthscale_is_the_likeliest():
     assert found not in (grid[0], grid[-1])
 
 
+@pytest.mark.slow
 def test_a_kernel_that_single_precision_cannot_factorize_is_not_chosen():
     points, values, known = data(60)
     grid = jnp.asarray([0.5, 1e3], jnp.float32)
@@ -130,6 +131,7 @@ def test_features_stand_for_the_kernel():
     np.testing.assert_allclose(rows @ rows.T, np.exp(-squares / 2), atol=0.025)
 
 
+@pytest.mark.slow
 def test_features_fit_the_values_and_their_slope_is_the_derivative():
     points, values, known = map(jnp.asarray, data())
     features = surrogates.random_features(jax.random.key(0), 3, 400, jnp.float64)

@@ -79,7 +79,7 @@ def test_it_is_the_gradient_of_the_decorated_solver(name):
         assert info.solve.converged
 
 
-@pytest.mark.parametrize("name", ["ridge", "logistic"])
+@pytest.mark.parametrize("name", ["ridge", pytest.param("logistic", marks=pytest.mark.slow)])
 def test_the_bound_is_above_the_error(name):
     """Of every direction, inner error and tolerance; below rounding there is no true error."""
     errors = (1.0, 0.3, 1e-1, 1e-2, 1e-4, 1e-8, 0.0)

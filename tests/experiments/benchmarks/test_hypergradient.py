@@ -53,6 +53,7 @@ def test_products_counted_from_outside_are_those_reported():
     assert found["unrolled, 20 steps"] == 20
 
 
+@pytest.mark.slow
 def test_a_preconditioner_that_is_kept_saves_products_and_its_own_are_counted():
     task = problems.units(64)
     xs, ys, wanted = problems.path(task, 2)

@@ -7,6 +7,7 @@ import pytest
 from experiments.benchmarks import matrix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", ["1 listed", "1 stacked"])
 def test_all_take_the_same_first_step(layers):
     """Later ones differ by optax's bias correction; roundings are amplified by the iteration."""

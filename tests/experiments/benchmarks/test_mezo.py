@@ -51,6 +51,7 @@ def test_the_others_move_by_the_slope_along_one_direction(name):
     assert moved @ moved / slope == pytest.approx(moved.size, rel=0.05)
 
 
+@pytest.mark.slow
 def test_streamed_and_treewise_steps_have_the_same_bits():
     (_, ours), (_, copies) = (change(f"mezo, {name}", 1.0) for name in ("streamed", "tree-wise"))
     np.testing.assert_array_equal(flat(ours), flat(copies))

@@ -6,6 +6,8 @@ import pytest
 
 from experiments.figures import adahessian_toys as toys
 
+pytestmark = pytest.mark.slow  # like the target's trial
+
 
 @pytest.fixture(scope="module")
 def data():

@@ -8,6 +8,8 @@ from sklearn.linear_model import ElasticNet, LogisticRegression
 
 from experiments.figures import dictionary_learning as target
 
+pytestmark = pytest.mark.slow  # like the target's trial
+
 
 @pytest.fixture(scope="module", autouse=True)
 def float64():

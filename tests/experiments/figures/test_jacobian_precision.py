@@ -6,6 +6,8 @@ import pytest
 
 from experiments.figures import jacobian_precision as target
 
+pytestmark = pytest.mark.slow  # like the target's trial
+
 
 @pytest.fixture(scope="module", autouse=True)
 def float64():

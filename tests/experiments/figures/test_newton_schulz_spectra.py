@@ -6,6 +6,8 @@ import pytest
 
 from experiments.figures import newton_schulz_spectra as target
 
+pytestmark = pytest.mark.slow  # like the target's trial
+
 SHOWN = {"classical": 5, "standard": 5, "dion": 5, "aol": 4, "polar_express": 5, "minimax": 5}
 
 

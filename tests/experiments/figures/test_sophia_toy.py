@@ -7,6 +7,8 @@ import pytest
 from experiments.figures import sophia_toy as toy
 from experiments.figures.descents import descend, steps_until
 
+pytestmark = pytest.mark.slow  # like the target's trial
+
 
 @pytest.fixture(scope="module")
 def data():

@@ -7,6 +7,8 @@ import pytest
 
 from experiments.figures import svm_runtime as target
 
+pytestmark = pytest.mark.slow  # like the target's trial
+
 STEPS = {target.GRADIENT: 1000, target.MIRROR: 3000, target.BLOCK: 300}
 
 

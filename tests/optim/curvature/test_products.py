@@ -305,6 +305,7 @@ def test_bfloat16_parameters_have_float32_products():
         np.testing.assert_array_equal(product, mixed[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_outputs_may_be_bfloat16():
     inputs = jnp.asarray(np.random.default_rng(0).normal(size=(EXAMPLES, 3)), jnp.float32)
     params = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3)), jnp.float32)

@@ -11,7 +11,7 @@ SIZE = 5
 SOLVERS = [
     pytest.param(optim.cg, True, id="cg"),
     pytest.param(optim.minres, True, id="minres", marks=pytest.mark.slow),
-    pytest.param(optim.gmres, False, id="gmres"),
+    pytest.param(optim.gmres, False, id="gmres", marks=pytest.mark.slow),
     pytest.param(optim.bicgstab, False, id="bicgstab", marks=pytest.mark.slow),
 ]
 

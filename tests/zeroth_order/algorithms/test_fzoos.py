@@ -146,6 +146,7 @@ def test_it_finds_the_minimum_of_the_mean_of_clients_that_differ():
     assert info.loss - least < 0.02 * (begun()[1].losses.mean() - least)
 
 
+@pytest.mark.slow
 def test_single_precision_descends_too():
     init = made(3)[0]
     single = jax.tree.map(lambda x: x.astype(jnp.float32), clients())

@@ -38,6 +38,7 @@ def test_elements_have_mean_zero_and_variance_one_and_are_uncorrelated(rank):
     assert np.abs(covariance - np.eye(20)).max() < 5 * 2**0.5 * standard
 
 
+@pytest.mark.slow
 def test_a_product_is_that_of_the_perturbed_weights():
     along = zeroth_order.low_rank(zeroth_order.direction(), 2)
     value = {"w": jax.random.normal(jax.random.key(0), (12, 20))}
