@@ -11,8 +11,8 @@ NEWEST ?= $(call find_python,python3.14 python3.13 python3.12 python3,3$(comma) 
 comma := ,
 BIN := .venv/bin
 CPU := JAX_PLATFORMS=cpu
-# Most of the quick tests' time is XLA's, for programs that run for milliseconds; `make test-all`
-# compiles as users do. PINNED has a flag that the pinned jax knows and the newest does not.
+# Most of the quick tests' time is XLA's, for programs that run for milliseconds; the slow ones
+# compile as users do. PINNED has a flag that the pinned jax knows and the newest does not.
 QUICK := --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1
 PINNED := --xla_cpu_use_fusion_emitters=false
 PYTEST := -m pytest -n 2 --dist worksteal
@@ -37,8 +37,8 @@ run: .venv/ready
 test: .venv/ready
 	$(CPU) XLA_FLAGS="$(QUICK) $(PINNED) $$XLA_FLAGS" $(BIN)/python $(PYTEST) -m "not slow"
 
-test-all: .venv/ready
-	$(CPU) $(BIN)/python $(PYTEST)
+test-all: test
+	$(CPU) $(BIN)/python $(PYTEST) -m slow
 
 lint: .venv/ready
 	$(BIN)/ruff check
