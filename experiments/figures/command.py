@@ -90,9 +90,15 @@ def report(name: str, target: Target, parts: Sequence[Part], quick: bool) -> str
 
 
 def reproduce(name: str, target: Target, quick: bool, output: Path) -> None:
-    """Measures, judges and draws one target, writes <name>.csv|json|png|pdf and prints."""
+    """Measures, judges and draws one target, writes <name>.csv|json|png|pdf and prints.
+
+    Judged is what the file holds, so that it gives every printed digit again.
+    """
+    file = output / f"{name}.csv"
+    output.mkdir(parents=True, exist_ok=True)
     data = target.measure(quick)
-    parts = target.judge(data)
+    write_table(data, file)
+    parts = target.judge(read_table(file))
     record: dict[str, Any] = {
         "name": name,
         "paper": target.paper._asdict(),
@@ -104,8 +110,6 @@ def reproduce(name: str, target: Target, quick: bool, output: Path) -> None:
         "verdict": verdict(parts),
         "environment": environment(),
     }
-    output.mkdir(parents=True, exist_ok=True)
-    write_table(data, output / f"{name}.csv")
     (output / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     save_figure(target, data, output, name)
     print(report(name, target, parts, quick), f"Written to {output}.", sep="\n", end="\n\n")
