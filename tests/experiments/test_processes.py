@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from experiments.records import read_metrics
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow  # processes that start, and compile, one after another
@@ -20,14 +21,16 @@ TINY = "tests/experiments/tiny.py"
 FOUR = "--xla_force_host_platform_device_count=4"
 
 
-def start(workdir: pathlib.Path, *flags: str, xla: str = "") -> subprocess.Popen:
+def start(
+    workdir: pathlib.Path, *flags: str, xla: str = "", config: str = TINY
+) -> subprocess.Popen:
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {xla}".strip(),
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
-    command = [sys.executable, "-m", "experiments", "run", f"--config={TINY}"]
+    command = [sys.executable, "-m", "experiments", "run", f"--config={config}"]
     return subprocess.Popen(
         [*command, f"--workdir={workdir}", *flags],
         cwd=ROOT,
@@ -45,8 +48,7 @@ def finish(process: subprocess.Popen) -> str:
 
 
 def losses(workdir: pathlib.Path) -> np.ndarray:
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    steps = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    steps = {line["step"]: line["loss"] for line in read_metrics(workdir) if "loss" in line}
     assert list(steps) == list(range(1, 25))
     return np.array(list(steps.values()))
 
@@ -97,6 +99,20 @@ def test_four_devices_give_the_curve_of_one_and_their_checkpoint_resumes_on_one(
 def test_tensor_parallel_devices_give_the_curve_of_one(whole, tmp_path):
     finish(start(tmp_path, "--config.mesh.tensor=2", "--config.mesh.fsdp=2", xla=FOUR))
     np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric"), [("growing", "batch_size"), ("weighted", "largest_weight")]
+)
+def test_four_devices_grow_and_weigh_a_batch_as_one_does(tmp_path, kind, metric):
+    four = ("--config.mesh.data=2", "--config.mesh.fsdp=2")
+    curves = []
+    for devices, flags, xla in (("one", (), ""), ("four", four, FOUR)):
+        finish(start(tmp_path / devices, *flags, xla=xla, config=f"{TINY}:{kind}"))
+        lines = [line for line in read_metrics(tmp_path / devices) if "loss" in line]
+        curves.append([[line[name] for line in lines] for name in ("loss", metric)])
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-4)
+    assert len(set(curves[0][1])) > 1
 
 
 def test_two_processes_give_the_curve_of_one(whole, tmp_path):
