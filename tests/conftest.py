@@ -1,10 +1,16 @@
-"""What every test shares: strict keys, and compilations kept between workers and runs."""
+"""What every test shares: strict keys, and compilations kept between processes and runs."""
 
 import gc
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# By the environment, so that the processes that tests start share them too.
+os.environ.update(
+    JAX_COMPILATION_CACHE_DIR=str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"),
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1",
+    JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+)
 
 import jax
 import pytest
@@ -12,9 +18,6 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 jax.config.update("jax_debug_key_reuse", True)
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(autouse=True, scope="module")

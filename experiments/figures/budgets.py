@@ -25,8 +25,6 @@ T-SEED/wsd/figures/branches.png shows a run with its decays (results/budgets/bra
 
 import concurrent.futures
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -37,20 +35,14 @@ from matplotlib.figure import Figure
 
 from experiments.configs.language.quickstart import get_config
 from experiments.figures.paired import paired
+from experiments.figures.processes import SMALL, execute, reached
 from experiments.figures.target import Paper, Part, Table, Target
-from experiments.records import read_metrics
 
 UNIT = 80  # steps T
 SEEDS = 3
-METRIC = "validation_bits_per_byte"
 RUNS = Path("runs", "budgets")
 PEAK = get_config().optimizer.learning_rate
 END = PEAK / 10
-SMALL = (  # the flags of a trial
-    *("--config.task.length=16", "--config.task.text=experiments/configs"),
-    *("--config.task.model.width=16", "--config.task.model.layers=1"),
-    "--config.task.model.hidden=16",
-)
 
 
 class Model(NamedTuple):
@@ -86,26 +78,6 @@ def plan(unit: int) -> list[Model]:
 
 def branch(at: int, decay: int) -> str:
     return f"wsd/branches/{at}+{decay}"
-
-
-def execute(workdir: Path, steps: int, *arguments: str) -> None:
-    """A command that trains in `workdir` up to `steps`, in a process of its own, on one core."""
-    if reached(workdir, steps) is not None:
-        return
-    command = [sys.executable, "-m", "experiments", *arguments, f"--workdir={workdir}"]
-    single = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OMP_NUM_THREADS": "1"}
-    log = subprocess.run(
-        command, env={**os.environ, **single}, capture_output=True, text=True, check=False
-    )
-    if log.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{log.stderr[-2000:]}")
-    print(f"  {workdir}: {reached(workdir, steps):.4f} bits per byte", flush=True)
-
-
-def reached(workdir: Path, step: int) -> float | None:
-    """Validation bits per byte at a step of a run, or None where it has not come so far."""
-    lines = read_metrics(workdir)
-    return next((line[METRIC] for line in lines if METRIC in line and line["step"] == step), None)
 
 
 def jobs(unit: int, seed: int, more: tuple[str, ...]) -> list[Callable[[], None]]:

@@ -11,8 +11,6 @@ is then run from two more seeds. Runs that are done are not repeated when the co
 import concurrent.futures
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,59 +19,40 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.configs.language.optimizers import OPTIMIZERS, get_config
+from experiments.figures.processes import SMALL, execute
 from experiments.figures.target import Paper, Part, Table, Target
-from experiments.records import read_metrics
 
 MATRIX = ("muon", "scion", "soap", "kron")
-METRIC = "validation_bits_per_byte"
 SEEDS = 3
 RUNS = Path("runs", "decoder_optimizers")
 
 
-def run(name: str, rate: float, seed: int, steps: int) -> float:
-    """Bits per byte at the end of one run, inf if it stopped; one core."""
-    workdir = RUNS / f"{name}-{rate:.3g}-{seed}-{steps}"
-    command = [
-        *(sys.executable, "-m", "experiments", "run", f"--workdir={workdir}"),
-        f"--config=experiments/configs/language/optimizers.py:{name}",
-        f"--config.optimizer.learning_rate={rate}",
-        f"--config.seed={seed}",
-        f"--config.steps={steps}",
-    ]
-    done = _result(workdir, steps)
-    if done is None:
-        single = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OMP_NUM_THREADS": "1"}
-        log = subprocess.run(
-            command, env={**os.environ, **single}, capture_output=True, text=True, check=False
+def run(name: str, rate: float, seed: int, steps: int, *more: str) -> float:
+    """Bits per byte at the end of one run, inf if it stopped."""
+    try:
+        return execute(
+            *(RUNS / f"{name}-{rate:.3g}-{seed}-{steps}", steps, "run"),
+            f"--config=experiments/configs/language/optimizers.py:{name}",
+            f"--config.optimizer.learning_rate={rate}",
+            *(f"--config.seed={seed}", f"--config.steps={steps}", *more),
         )
-        done = _result(workdir, steps)
-        if done is None and "stopped at step" not in log.stdout + log.stderr:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{log.stderr[-2000:]}")
-    bits = math.inf if done is None else done
-    print(f"  {name:6} rate {rate:.3g} seed {seed}: {bits:.4f} bits per byte", flush=True)
-    return bits
+    except FloatingPointError:
+        return math.inf
 
 
-def _result(workdir: Path, steps: int) -> float | None:
-    if not (workdir / "metrics.jsonl").exists():
-        return None
-    lines = [line for line in read_metrics(workdir) if METRIC in line and line["step"] == steps]
-    return lines[-1][METRIC] if lines else None
-
-
-def tuned(name: str, steps: int, start: float) -> list[tuple[str, float, int, float]]:
+def tuned(name: str, steps: int, start: float, *more: str) -> list[tuple[str, float, int, float]]:
     """The sweep from rate `start`, then the other seeds of the best rate."""
     bits: dict[float, float] = {}
 
     def at(power: int) -> float:
         rate = start * 2.0**power
         if rate not in bits:
-            bits[rate] = run(name, rate, 0, steps)
+            bits[rate] = run(name, rate, 0, steps, *more)
         return bits[rate]
 
     best = descend(at)
     rate = start * 2.0**best
-    others = [(name, rate, seed, run(name, rate, seed, steps)) for seed in range(1, SEEDS)]
+    others = [(name, rate, seed, run(name, rate, seed, steps, *more)) for seed in range(1, SEEDS)]
     return [(name, rate, 0, value) for rate, value in sorted(bits.items())] + others
 
 
@@ -87,10 +66,12 @@ def descend(at: Callable[[int], float], most: int = 8) -> int:
 
 def measure(quick: bool) -> Table:
     """All sweeps, two at a time: a run uses one core."""
-    steps = 4 if quick else get_config().steps
+    steps, more = (4, SMALL) if quick else (get_config().steps, ())
     names = ("adamw", "muon") if quick else tuple(OPTIMIZERS)
     with concurrent.futures.ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1)) as pool:
-        jobs = [pool.submit(tuned, name, steps, OPTIMIZERS[name].learning_rate) for name in names]
+        jobs = [
+            pool.submit(tuned, name, steps, OPTIMIZERS[name].learning_rate, *more) for name in names
+        ]
         rows = [row for job in jobs for row in job.result()]
     columns = zip(*rows, strict=True)
     names_of = ("optimizer", "learning_rate", "seed", "bits_per_byte")

@@ -8,7 +8,7 @@ from matplotlib.image import imread
 
 from experiments import figures
 from experiments.config import UserError
-from experiments.figures import command
+from experiments.figures import budgets, command, decoder_optimizers, prompted
 from experiments.figures.target import Part, verdict
 from experiments.registry import entries
 
@@ -57,6 +57,14 @@ SLOW = (
 )
 
 
+@pytest.fixture
+def nothing_kept(monkeypatch, tmp_path):
+    """What an earlier trial has left to be used again is not found."""
+    for module, name in ((budgets, "RUNS"), (decoder_optimizers, "RUNS"), (prompted, "KEPT")):
+        monkeypatch.setattr(module, name, tmp_path / "kept")
+
+
+@pytest.mark.usefixtures("nothing_kept")
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in sorted(TARGETS)],

@@ -7,6 +7,7 @@ import pytest
 
 from experiments.figures import decoder_optimizers as target
 from experiments.figures.command import read_table, write_table
+from experiments.figures.processes import SMALL
 
 
 @pytest.mark.parametrize(("minimum", "calls"), [(0, 3), (1, 4), (-3, 6)])
@@ -76,3 +77,9 @@ def test_a_run_that_fails_is_no_divergence(monkeypatch, tmp_path):
     monkeypatch.setattr(target, "RUNS", tmp_path)
     with pytest.raises(RuntimeError, match=r"optimizers.py:nobody"):
         target.run("nobody", 1e-3, 0, 4)
+
+
+@pytest.mark.slow  # a process that trains
+def test_a_run_that_diverges_is_infinitely_bad(monkeypatch, tmp_path):
+    monkeypatch.setattr(target, "RUNS", tmp_path)
+    assert target.run("adamw", 1e30, 0, 4, *SMALL) == math.inf
