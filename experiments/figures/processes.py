@@ -30,7 +30,7 @@ def execute(workdir: Path, steps: int, *arguments: str) -> float:
             command, env={**os.environ, **single}, capture_output=True, text=True, check=False
         )
         bits = reached(workdir, steps)
-        if bits is None:
+        if log.returncode or bits is None:
             stopped = "stopped at step" in log.stdout + log.stderr
             error = FloatingPointError if stopped else RuntimeError
             raise error(f"{' '.join(command)} failed:\n{log.stderr[-2000:]}")

@@ -1,7 +1,6 @@
 """Runs in processes of their own: killed, on four devices, and as two processes of one run."""
 
 import json
-import os
 import pathlib
 import random
 import signal
@@ -14,25 +13,22 @@ import numpy as np
 import pytest
 
 from experiments.records import read_metrics
+from tests import pretended_devices
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow  # processes that start, and compile, one after another
 TINY = "tests/experiments/tiny.py"
-FOUR = "--xla_force_host_platform_device_count=4"
+SPREAD = ("--config.mesh.data=2", "--config.mesh.fsdp=2")
 
 
 def start(
-    workdir: pathlib.Path, *flags: str, xla: str = "", config: str = TINY
+    workdir: pathlib.Path, *flags: str, devices: int = 1, config: str = TINY
 ) -> subprocess.Popen:
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {xla}".strip(),
-    }
     command = [sys.executable, "-m", "experiments", "run", f"--config={config}"]
     return subprocess.Popen(
         [*command, f"--workdir={workdir}", *flags],
         cwd=ROOT,
-        env=environment,
+        env=pretended_devices.environment(devices),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -82,8 +78,7 @@ def test_a_killed_run_ends_bit_for_bit_as_one_that_was_not(whole, tmp_path):
 
 
 def test_four_devices_give_the_curve_of_one_and_their_checkpoint_resumes_on_one(whole, tmp_path):
-    flags = ("--config.mesh.data=2", "--config.mesh.fsdp=2")
-    finish(start(tmp_path, *flags, xla=FOUR))
+    finish(start(tmp_path, *SPREAD, devices=4))
     np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)
     checkpoints = tmp_path / "checkpoints"
     sharding = (checkpoints / "24" / "state" / "_sharding").read_text()
@@ -95,22 +90,23 @@ def test_four_devices_give_the_curve_of_one_and_their_checkpoint_resumes_on_one(
 
 
 def test_tensor_parallel_devices_give_the_curve_of_one(whole, tmp_path):
-    finish(start(tmp_path, "--config.mesh.tensor=2", "--config.mesh.fsdp=2", xla=FOUR))
+    finish(start(tmp_path, "--config.mesh.tensor=2", "--config.mesh.fsdp=2", devices=4))
     np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("kind", "metric"), [("growing", "batch_size"), ("weighted", "largest_weight")]
+    ("kind", "metrics"),
+    [("growing", ("batch_size", "wanted_batch_size")), ("weighted", ("largest_weight",))],
 )
-def test_four_devices_grow_and_weigh_a_batch_as_one_does(tmp_path, kind, metric):
-    four = ("--config.mesh.data=2", "--config.mesh.fsdp=2")
+def test_four_devices_grow_and_weigh_a_batch_as_one_does(tmp_path, kind, metrics):
     curves = []
-    for devices, flags, xla in (("one", (), ""), ("four", four, FOUR)):
-        finish(start(tmp_path / devices, *flags, xla=xla, config=f"{TINY}:{kind}"))
-        lines = [line for line in read_metrics(tmp_path / devices) if "loss" in line]
-        curves.append([[line[name] for line in lines] for name in ("loss", metric)])
-    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-4)
-    assert len(set(curves[0][1])) > 1
+    for devices, flags in ((1, ()), (4, SPREAD)):
+        workdir = tmp_path / str(devices)
+        finish(start(workdir, *flags, devices=devices, config=f"{TINY}:{kind}"))
+        lines = [line for line in read_metrics(workdir) if "loss" in line]
+        curves.append([[line.get(name, 0) for line in lines] for name in (*metrics, "loss")])
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
+    assert len(set(curves[0][0])) > 1
 
 
 def test_two_processes_give_the_curve_of_one(whole, tmp_path):
